@@ -302,3 +302,20 @@ def canonical_tour(tours: Tensor) -> Tensor:
     forth = tours.gather(1, (start + position) % n)
     back = tours.gather(1, (start - position) % n)
     return torch.where(forth[:, 1:2] < forth[:, -1:], forth, back)
+
+
+def close(answers: Tensor) -> Tensor:
+    """Append ``STOP`` to answers (batch, m) that name all they need."""
+    return torch.nn.functional.pad(answers, (0, 1), value=STOP)
+
+
+def same_answer(left: Tensor, right: Tensor) -> Tensor:
+    """Which answers (batch, m), (batch, m') are the same indices in the same order up to ``STOP``, and both stop: (batch,) bool."""
+    width = max(left.shape[1], right.shape[1])
+    lengths = answer_lengths(left), answer_lengths(right)
+    position = torch.arange(width, device=left.device)
+    padded = [
+        torch.nn.functional.pad(answers, (0, width - answers.shape[1]), value=PAD).masked_fill(position >= length[:, None], PAD)
+        for answers, length in zip((left, right), lengths, strict=True)
+    ]
+    return (padded[0] == padded[1]).all(1) & (left == STOP).any(1) & (right == STOP).any(1)

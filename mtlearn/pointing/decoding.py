@@ -39,6 +39,28 @@ def select(state: State, rows: Tensor) -> State:
     return {name: tensor.index_select(0, rows) for name, tensor in state.items()}
 
 
+def best(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` largest of each row (rows, n), best first, and their indices; of equal ones the lower index comes first."""
+    values, index = candidates.topk(min(count + 1, candidates.shape[1]), dim=1)
+    if values.shape[1] > count:
+        tie = (values[:, count] == values[:, count - 1]) & (values[:, count] > -torch.inf)  # topk is free to take either
+        values, index = values[:, :count], index[:, :count]
+        if tie.any():
+            whole = candidates[tie].sort(dim=1, descending=True, stable=True)
+            values[tie], index[tie] = whole.values[:, :count], whole.indices[:, :count]
+    index, order = index.sort(1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return values, index.gather(1, order)
+
+
+def keep_best(done: State, new: State, *, by: str = "scores") -> State:
+    """The best by the scores named ``by`` of two lists of tensors (rows, members, ...), as many members as ``done`` has."""
+    pool = {name: torch.cat([tensor, new[name]], 1) for name, tensor in done.items()}
+    _, chosen = best(pool[by], done[by].shape[1])
+    rows = torch.arange(len(chosen), device=chosen.device)[:, None]
+    return {name: tensor[rows, chosen] for name, tensor in pool.items()}
+
+
 def check_log_probs(log_probs: Tensor, *, where: str) -> None:
     """Raise ValueError unless every row is a log-softmax or all -inf."""
     total = log_probs.exp().sum(-1)
@@ -82,9 +104,11 @@ def beam_search(step: Step, state: State, *, width: int, start: int, end: int, m
     # all beams start equal, so only the first may spread
     scores = torch.full((batch, width), -torch.inf, device=device)
     scores[:, 0] = 0.0
-    done_tokens = torch.full((batch, width, max_steps), end, dtype=torch.int64, device=device)
-    done_scores = torch.full((batch, width), -torch.inf, device=device)
-    done_lengths = torch.zeros((batch, width), dtype=torch.int64, device=device)
+    done: State = {
+        "tokens": torch.full((batch, width, max_steps), end, dtype=torch.int64, device=device),
+        "scores": torch.full((batch, width), -torch.inf, device=device),
+        "lengths": torch.zeros((batch, width), dtype=torch.int64, device=device),
+    }
     for at in range(max_steps):
         log_probs, state = step(last, state)
         vocabulary = log_probs.shape[-1]
@@ -92,29 +116,30 @@ def beam_search(step: Step, state: State, *, width: int, start: int, end: int, m
             raise ValueError(f"end must be a token of the vocabulary 0..{vocabulary - 1}, got {end}")
         check_log_probs(log_probs, where=f"step {at + 1}")
         candidates = (scores[:, :, None] + log_probs.view(batch, width, vocabulary)).flatten(1)  # (batch, width * vocabulary)
-        scores, chosen = candidates.topk(min(width, candidates.shape[1]), dim=1)
+        scores, chosen = best(candidates, min(width, candidates.shape[1]))
         if scores.shape[1] < width:  # fewer continuations than beams: the rest are dead
             missing = width - scores.shape[1]
             scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
             chosen = torch.nn.functional.pad(chosen, (0, missing))
-        stuck = (scores == -torch.inf).all(1) & (done_scores == -torch.inf).all(1)
+        stuck = (scores == -torch.inf).all(1) & (done["scores"] == -torch.inf).all(1)
         if stuck.any():
             raise RuntimeError(f"step {at + 1}: every token of instance {int(stuck.nonzero()[0])} is impossible and no sequence is finished")
         parent, token = chosen // vocabulary, chosen % vocabulary
         tokens = torch.cat([tokens.gather(1, parent[:, :, None].expand(-1, -1, at)), token[:, :, None]], 2)
         ended = (token == end) | (at + 1 == max_steps)
-        # the best of the finished so far and the newly finished
-        pool_scores = torch.cat([done_scores, scores.masked_fill(~ended, -torch.inf)], 1)
-        pool_tokens = torch.cat([done_tokens, torch.nn.functional.pad(tokens, (0, max_steps - at - 1), value=end)], 1)
-        pool_lengths = torch.cat([done_lengths, torch.full_like(parent, at + 1)], 1)
-        done_scores, best = pool_scores.topk(width, dim=1)
-        done_tokens = pool_tokens.gather(1, best[:, :, None].expand(-1, -1, max_steps))
-        done_lengths = pool_lengths.gather(1, best)
+        new = {
+            "tokens": torch.nn.functional.pad(tokens, (0, max_steps - at - 1), value=end),
+            "scores": scores.masked_fill(~ended, -torch.inf),
+            "lengths": torch.full_like(parent, at + 1),
+        }
+        done = keep_best(done, new)
         scores = scores.masked_fill(ended, -torch.inf)
         # a longer prefix only loses probability, so a beam below the worst of a full list can never enter it
-        if (scores.max(1).values <= done_scores.min(1).values).all():
+        if (scores.max(1).values <= done["scores"].min(1).values).all():
             break
         rows = (torch.arange(batch, device=device)[:, None] * width + parent).flatten()
         state, last = select(state, rows), token.flatten()
-    steps = max(int(done_lengths.max()), 1)
-    return Hypotheses(done_tokens[:, :, :steps], done_scores, done_lengths)
+    dead = done["scores"] == -torch.inf
+    lengths = done["lengths"].masked_fill(dead, 0)
+    tokens = done["tokens"].masked_fill(dead[:, :, None], end)[:, :, : max(int(lengths.max()), 1)]
+    return Hypotheses(tokens, done["scores"], lengths)

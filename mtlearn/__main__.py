@@ -1,0 +1,5 @@
+"""``python -m mtlearn`` is the command ``mtlearn``."""
+
+from mtlearn.cli import main
+
+main()

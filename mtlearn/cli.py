@@ -1,0 +1,373 @@
+"""The command ``mtlearn``. What a call does not need is not imported: the catalogue answers without PyTorch."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mtlearn import papers as catalogue
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtlearn.lab.checkpoints import Checkpoint
+    from mtlearn.lab.experiment import Experiment
+    from mtlearn.lab.result import Result
+    from mtlearn.lab.runner import Outcome
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Learn multi-task representation learning from sixty-eight papers: read, run and touch them.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Real benchmark files: where they come from, fetching, checking.")
+checkpoints_app = typer.Typer(no_args_is_help=True, help="The small trained models that ship, and how they were made.")
+app.add_typer(data_app, name="data")
+app.add_typer(checkpoints_app, name="checkpoints")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Seeds 0 to N-1; the scale's own number when omitted.")]
+Device = Annotated[str, typer.Option(help="Where PyTorch computes: cpu, cuda, mps.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Processes on this machine; a core each when omitted.")]
+Dask = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Run on a Dask cluster, tcp://host:port.")]
+Folder = Annotated[Path | None, typer.Option("--store", help="Folder of the results; MTLEARN_RESULTS or ./results when omitted.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Run again what is stored; the old file is kept aside.")]
+Check = Annotated[bool, typer.Option("--check", help="Exit 1 where a verdict differs from the recorded one (laptop scale).")]
+ScaleOption = Annotated[str, typer.Option(help="quick (seconds), laptop (the claim), paper (GPU, real data).")]
+
+WRONG_USE, BROKEN, INTERRUPTED = 2, 1, 130
+
+
+@app.command("papers")
+def list_papers(chapter: Annotated[str | None, typer.Option(help="One chapter only.")] = None, as_json: Json = False) -> None:
+    """List the catalogue and which parts of each paper exist."""
+    rows = catalogue.papers(chapter)
+    if as_json:
+        parts = ("method", "experiment", "explorer", "notebook", "tests")
+        fields = ("slug", "title", "chapter", "year", "arxiv")
+        print(json.dumps([{name: getattr(paper, name) for name in (*fields, *parts)} for paper in rows], indent=2))
+        return
+    import rich.box
+    from rich.table import Table
+
+    table = Table(box=rich.box.SIMPLE_HEAD)
+    for heading in ("chapter", "paper", "title", "year", "parts"):
+        table.add_column(heading, no_wrap=heading != "title")
+    last = ""
+    for paper in rows:
+        parts = "".join(letter if getattr(paper, part) else "·" for letter, part in zip("MEXNT", _PARTS, strict=True))
+        table.add_row(paper.chapter if paper.chapter != last else "", paper.slug, paper.title, str(paper.year), parts)
+        last = paper.chapter
+    _console().print(table)
+    _console().print("parts: M method, E experiment, X explorer, N notebook, T tests", style="dim")
+
+
+_PARTS = ("method", "experiment", "explorer", "notebook", "tests")
+
+
+@app.command()
+def show(paper: str) -> None:
+    """Tell a paper's idea, its claims with their verdicts, and where the code is."""
+    from rich.markup import escape
+
+    row = catalogue.paper(paper)
+    console = _console()
+    console.print(f"[bold]{escape(row.title)}[/]")
+    link = f" https://arxiv.org/abs/{row.arxiv}" if row.arxiv else ""
+    console.print(f"{escape(', '.join(row.authors))}. {escape(row.venue)} {row.year}.{link}")
+    console.print(f"\n{escape(row.idea)}\n")
+    for part in (*_PARTS, "result"):
+        console.print(f"  {part:<11}{getattr(row, part) or '-'}")
+    if row.result is not None:
+        from mtlearn.lab.result import recorded
+
+        console.print()
+        _print_verdicts([recorded(paper)])
+        console.print(f"run it: mtlearn run {paper} --scale quick", style="dim")
+
+
+@app.command()
+def run(
+    paper: str,
+    scale: ScaleOption = "laptop",
+    seeds: Seeds = None,
+    device: Device = "cpu",
+    jobs: Jobs = None,
+    dask: Dask = None,
+    store: Folder = None,
+    fresh: Fresh = False,
+    check: Check = False,
+    as_json: Json = False,
+) -> None:
+    """Run one paper's experiment, or finish one that was cut off, and judge its claims."""
+    outcome = _run([paper], scale, seeds, device, jobs, dask, store, fresh, check)
+    if as_json and outcome.results:
+        print(outcome.results[0].to_json())
+    else:
+        _print_verdicts(outcome.results)
+    _finish(outcome, check)
+
+
+@app.command()
+def reproduce(
+    papers: Annotated[list[str] | None, typer.Argument(metavar="[PAPER]...")] = None,
+    chapter: Annotated[str | None, typer.Option(help="All finished papers of a chapter.")] = None,
+    tour: Annotated[bool, typer.Option("--tour", help="The leading claim of each chapter, at quick scale.")] = False,
+    scale: Annotated[str | None, typer.Option(help="quick, laptop or paper; laptop when omitted, quick for the tour.")] = None,
+    seeds: Seeds = None,
+    device: Device = "cpu",
+    jobs: Jobs = None,
+    dask: Dask = None,
+    store: Folder = None,
+    fresh: Fresh = False,
+    check: Check = False,
+    output: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
+) -> None:
+    """Run many papers, print their verdicts and write the report. Without a name: every paper that has an experiment."""
+    if sum((bool(papers), chapter is not None, tour)) > 1:
+        raise ValueError("give paper names, --chapter or --tour, one of them")
+    if tour:
+        slugs = [next(iter(found)) for c in catalogue.chapters() if (found := [p.slug for p in catalogue.papers(c.slug) if p.experiment and p.result])]
+    else:
+        slugs = papers or [p.slug for p in catalogue.papers(chapter) if p.experiment]
+    if not slugs:
+        raise ValueError(f"no paper of {chapter or 'the catalogue'} has an experiment yet")
+    outcome = _run(slugs, scale or ("quick" if tour else "laptop"), seeds, device, jobs, dask, store, fresh, check)
+    _print_verdicts(outcome.results, leading=tour)
+    path = _write_report(output, outcome.results)
+    console = _console()
+    console.print(f"\nreport: {path}")
+    if tour:
+        console.print("next: `make lab` opens notebooks/00_start_here.ipynb; `mtlearn papers` lists everything; `mtlearn show PAPER` tells one paper's story")
+    _finish(outcome, check)
+
+
+@app.command()
+def report(
+    output: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"), store: Folder = None
+) -> None:
+    """Write report/index.html: every claim, its figure, its verdict and how it was obtained."""
+    from mtlearn.lab.runner import stored
+
+    experiments = [catalogue.experiment(paper.slug) for paper in catalogue.papers() if paper.experiment]
+    print(f"report: {_write_report(output, stored(experiments, folder=store))}")
+
+
+@app.command()
+def lab() -> None:
+    """Open JupyterLab on the notebooks."""
+    from mtlearn.paths import notebooks
+
+    start = notebooks() / "00_start_here.ipynb"
+    sys.exit(subprocess.call([sys.executable, "-m", "jupyter", "lab", str(start), *(["--allow-root"] if getattr(os, "geteuid", lambda: 1)() == 0 else [])]))
+
+
+@app.command()
+def new(chapter: str, paper: str) -> None:
+    """Lay out the folder, test and notebook of a paper that is not begun yet."""
+    from mtlearn.paths import root
+    from mtlearn.scaffold import scaffold
+
+    checkout = root()
+    if checkout is None:
+        raise ValueError("`mtlearn new` writes into a checkout of the repository; this is an installed package")
+    for path in scaffold(chapter, paper, checkout):
+        print(f"wrote {path}")
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List every file: dataset, size, licence, where it is."""
+    from mtlearn.datasets import benchmarks
+
+    benchmarks_table(benchmarks)
+
+
+@data_app.command("fetch")
+def data_fetch(names: Annotated[list[str] | None, typer.Argument(metavar="[DATASET]...")] = None) -> None:
+    """Fetch datasets (all when none is named) into the cache, or find them in MTLEARN_DATA."""
+    from mtlearn.datasets import benchmarks
+
+    for name in names or benchmarks.names():
+        for path in benchmarks.fetch(name):
+            print(path)
+
+
+@data_app.command("verify")
+def data_verify(names: Annotated[list[str] | None, typer.Argument(metavar="[DATASET]...")] = None) -> None:
+    """Compare the files that are here with their recorded SHA-256."""
+    from mtlearn.datasets import benchmarks
+
+    benchmarks_verify(benchmarks, names)
+
+
+@checkpoints_app.command("list")
+def checkpoints_list() -> None:
+    """List the shipped models: size, what was measured, how long they took."""
+    from rich.table import Table
+
+    from mtlearn.lab.checkpoints import provenance
+
+    table = Table("name", "bytes", "CPU seconds", "measured", box=None)
+    for checkpoint in _checkpoints():
+        found = provenance(checkpoint)
+        measured = ", ".join(f"{name} {value:.3g}" for name, value in found["measured"].items())
+        table.add_row(checkpoint.name, f"{found['bytes']:,}", f"{found['cpu_seconds']:,}", measured)
+    _console().print(table)
+
+
+@checkpoints_app.command("make")
+def checkpoints_make(name: str) -> None:
+    """Train a shipped model again and replace its files."""
+    import difflib
+
+    from mtlearn.lab.checkpoints import make
+
+    known = {checkpoint.name: checkpoint for checkpoint in _checkpoints()}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
+        raise ValueError(f"unknown checkpoint {name!r}; {'the nearest are' if near else 'there are'} {', '.join(near or known)}")
+    print(json.dumps(make(known[name], progress=name), indent=2))
+
+
+def _checkpoints() -> "list[Checkpoint]":
+    from importlib import import_module
+
+    rows = [paper for paper in catalogue.papers() if paper.experiment]
+    modules = [import_module(f"mtlearn.{paper.chapter}.{paper.slug}.experiment") for paper in rows]
+    return [checkpoint for module in modules for checkpoint in getattr(module, "CHECKPOINTS", ())]
+
+
+def _run(
+    slugs: "Sequence[str]", scale: str, seeds: int | None, device: str, jobs: int | None, dask: str | None, store: Path | None, fresh: bool, check: bool
+) -> "Outcome":
+    """Run with a progress bar on stderr, so that stdout holds results alone."""
+    rows = [catalogue.paper(slug) for slug in slugs]  # a wrong name is told before anything heavy is loaded
+    if check and scale != "laptop":
+        raise ValueError(f"--check compares with the recorded laptop results, so it needs --scale laptop, got {scale}")
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from mtlearn.lab import runner
+
+    experiments = [catalogue.experiment(row.slug) for row in rows]
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("seeds", total=None)
+
+        def on_plan(todo: int, stored: int) -> None:
+            progress.update(bar, total=todo + stored, completed=stored)
+            if stored:
+                console.print(f"{stored} of {todo + stored} seeds were in the store already; --fresh runs them again", style="dim")
+
+        def on_seed(paper: str, seed: int) -> None:
+            progress.update(bar, advance=1, description=f"{paper}, seed {seed}")
+
+        try:
+            outcome = runner.run(
+                experiments, scale, seeds=seeds, device=device, jobs=jobs, dask=dask, folder=store, fresh=fresh, on_plan=on_plan, on_seed=on_seed
+            )
+        except KeyboardInterrupt:
+            progress.stop()
+            print("interrupted: finished seeds are kept, the same command goes on from there", file=sys.stderr)
+            os._exit(INTERRUPTED)  # workers in the middle of a seed must not hold the terminal
+    for note in outcome.notes:
+        console.print(f"note: {note}", style="yellow", markup=False)
+    return outcome
+
+
+def _finish(outcome: "Outcome", check: bool) -> None:
+    """Report what broke and which verdicts differ; leave with 1 where there is any."""
+    wrong = [f"{f.paper}, seed {f.seed}: {f.error}" for f in outcome.failures]
+    if os.environ.get("MTLEARN_TRACEBACK"):
+        for failure in outcome.failures:
+            print(failure.traceback, file=sys.stderr)
+    if check:
+        from mtlearn.lab.result import recorded
+
+        for result in outcome.results:
+            then = recorded(result.paper).claims
+            names = [dataclasses.replace(c, difference=0, low=None, high=None, verdict="undecided") for c in then]
+            if names != [dataclasses.replace(c, difference=0, low=None, high=None, verdict="undecided") for c in result.claims]:
+                wrong.append(f"{result.paper}: its claims are not the recorded ones; record them anew with `mtlearn run {result.paper} --scale laptop --json`")
+                continue
+            wrong += [
+                f"{result.paper}: {_says(now)}: {now.verdict} now, {before.verdict} as recorded"
+                for now, before in zip(result.claims, then, strict=True)
+                if now.verdict != before.verdict
+            ]
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    if wrong:
+        raise typer.Exit(BROKEN)
+
+
+def _says(verdict: Any) -> str:
+    from mtlearn.lab.report import comparison
+
+    return verdict.says or comparison(verdict)
+
+
+def _print_verdicts(results: "Sequence[Result]", *, leading: bool = False) -> None:
+    if not results:
+        return
+    import rich.box
+    from rich.table import Table
+
+    from mtlearn.lab.report import interval
+
+    table = Table(box=rich.box.SIMPLE_HEAD)
+    for heading in ("paper", "claim", "difference, 95 % interval", "margin", "verdict"):
+        table.add_column(heading)
+    colours = {"holds": "green", "fails": "red", "undecided": "yellow"}
+    for result in results:
+        for number, verdict in enumerate(result.claims[:1] if leading else result.claims):
+            word = f"[{colours[verdict.verdict]}]{verdict.verdict}[/]"
+            table.add_row(result.paper if number == 0 else "", _says(verdict), interval(verdict), f"{verdict.margin:g}", word)
+    _console().print(table)
+
+
+def _write_report(output: Path, results: "Sequence[Result]") -> Path:
+    from mtlearn.lab.report import write_report
+    from mtlearn.lab.result import recorded
+
+    here: dict[str, list[Result]] = {paper.slug: [recorded(paper.slug)] for paper in catalogue.papers() if paper.result}
+    for result in results:
+        here.setdefault(result.paper, []).append(result)
+    return write_report(output / "index.html", here)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, soft_wrap=False)
+
+
+def main() -> None:
+    """Entry point: errors become one line on stderr; 2 for wrong use, 1 for a part that broke, 130 after Ctrl-C."""
+    try:
+        app()
+    except (ValueError, LookupError) as error:
+        _leave(error, WRONG_USE)
+    except (RuntimeError, OSError) as error:
+        _leave(error, BROKEN)
+
+
+def _leave(error: Exception, status: int) -> None:
+    if os.environ.get("MTLEARN_TRACEBACK"):
+        traceback.print_exception(error)
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Documented functions: what Python's standard library and the scientific packages call their functions, and what they say of them.
+
+Real data that need no download. The sources of the installed packages are parsed (never imported), and every function, method and
+class with a docstring gives one row::
+
+    library   scipy
+    file      linalg/_basic.py
+    name      solve_banded
+    summary   Solve the equation ``a @ x = b`` for ``x``, where ``a`` is the banded matrix defined by `ab`.
+
+What was read depends on the versions that are installed, so one reading ships (:func:`documented_functions`), with the versions
+it was read from; :func:`read_functions` reads anew.
+"""
+
+import ast
+import gzip
+import hashlib
+import json
+import platform
+import re
+import sys
+import sysconfig
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from mtlearn.paths import data
+
+STANDARD_LIBRARY = "python"
+LIBRARIES = (STANDARD_LIBRARY, "numpy", "scipy", "networkx", "sklearn", "torch")
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where the package index has another name
+SKIPPED = frozenset({"test", "tests", "testing", "idle_test", "site-packages", "dist-packages", "__pycache__", "idlelib", "lib2to3"})
+
+Part = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Function:
+    """One documented function, method or class.
+
+    Attributes:
+        library: one of :data:`LIBRARIES`.
+        file: path inside the library, with forward slashes.
+        name: qualified name inside the file ("Graph.add_edge").
+        summary: first sentence of the docstring, white space made single.
+    """
+
+    library: str
+    file: str
+    name: str
+    summary: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Documented functions with the versions they were read from.
+
+    Attributes:
+        functions: in the order library, file, line.
+        versions: library to version.
+        sha256: fingerprint of the rows.
+    """
+
+    functions: tuple[Function, ...]
+    versions: Mapping[str, str]
+    sha256: str
+
+
+def shipped() -> Path:
+    """The file with the reading that ships."""
+    return data() / "worlds" / "functions.jsonl.gz"
+
+
+@cache
+def documented_functions() -> Reading:
+    """The reading that ships with the suite: the same rows on every machine.
+
+    Raises:
+        RuntimeError: the file is missing, or its rows are not those of its fingerprint.
+    """
+    path = shipped()
+    try:
+        return load_reading(path)
+    except FileNotFoundError:
+        raise RuntimeError(f"{path} is missing: it is part of the source; save_reading(read_functions(), path) reads your own packages") from None
+
+
+def read_functions(libraries: Sequence[str] = LIBRARIES) -> Reading:
+    """Read the installed sources of ``libraries``; a minute for all of them.
+
+    Raises:
+        ValueError: a library is unknown or not installed.
+    """
+    functions: list[Function] = []
+    versions = {}
+    for library in libraries:
+        folder = _folder(library)
+        versions[library] = platform.python_version() if library == STANDARD_LIBRARY else version(DISTRIBUTIONS.get(library, library))
+        functions.extend(read_folder(folder, library))
+    return Reading(tuple(functions), versions, fingerprint(functions))
+
+
+def read_folder(folder: Path, library: str) -> Iterator[Function]:
+    """The documented functions of all Python files below ``folder``, tests left out, in the order of file names and lines."""
+    for path in sorted(folder.rglob("*.py"), key=lambda path: path.relative_to(folder).as_posix()):
+        file = path.relative_to(folder)
+        if SKIPPED.isdisjoint(file.parts[:-1]) and not file.name.startswith(("test_", "conftest")):
+            yield from read_source(path.read_bytes(), library, file.as_posix())
+
+
+def read_source(source: bytes, library: str, file: str) -> list[Function]:
+    """The documented functions of one file; none where it is not valid Python (templates are not)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a package's invalid escapes are not ours to report
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError):
+            return []
+    found: list[Function] = []
+
+    def visit(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                name = prefix + child.name
+                if summary := first_sentence(ast.get_docstring(child) or ""):
+                    found.append(Function(library, file, name, summary))
+                visit(child, name + ".")
+            else:
+                visit(child, prefix)
+
+    visit(tree, "")
+    return found
+
+
+def first_sentence(docstring: str) -> str:
+    """The first sentence of a docstring: of its first paragraph, up to the first full stop before white space."""
+    paragraph = " ".join(re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0].split())
+    return re.split(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.) ", paragraph, maxsplit=1)[0]
+
+
+def _folder(library: str) -> Path:
+    if library not in LIBRARIES:
+        raise ValueError(f"library must be one of {', '.join(LIBRARIES)}, got {library!r}")
+    if library == STANDARD_LIBRARY:
+        return Path(sysconfig.get_path("stdlib"))
+    found = find_spec(library)  # finds without importing
+    if found is None or found.origin is None:
+        raise ValueError(f"{library} is not installed in {sys.prefix}")
+    return Path(found.origin).parent
+
+
+def fingerprint(functions: Sequence[Function]) -> str:
+    """SHA-256 of the rows."""
+    digest = hashlib.sha256()
+    for function in functions:
+        digest.update((_row(function) + "\n").encode())
+    return digest.hexdigest()
+
+
+def save_reading(reading: Reading, path: Path) -> None:
+    """Write a reading as gzip of JSON lines: a header with versions, fingerprint and count, then a row a function."""
+    header = {"versions": dict(reading.versions), "sha256": reading.sha256, "count": len(reading.functions)}
+    lines = [json.dumps(header), *map(_row, reading.functions)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0))  # no time stamp: the same bytes for the same rows
+
+
+def load_reading(path: Path) -> Reading:
+    """Read what :func:`save_reading` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RuntimeError: the file is damaged.
+    """
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        header: dict[str, Any] = json.loads(lines[0])
+        functions = tuple(Function(**json.loads(line)) for line in lines[1:])
+        reading = Reading(functions, header["versions"], header["sha256"])
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError, IndexError, TypeError, KeyError, ValueError) as error:
+        raise RuntimeError(f"{path} is no reading of functions ({type(error).__name__}: {error}); restore it") from error
+    if fingerprint(functions) != reading.sha256:
+        raise RuntimeError(f"{path} is damaged: its {len(functions)} rows do not have the recorded SHA-256 {reading.sha256[:12]}...; restore it")
+    return reading
+
+
+def _row(function: Function) -> str:
+    return json.dumps(asdict(function), ensure_ascii=False, separators=(",", ":"))
+
+
+def part_of(function: Function) -> Part:
+    """Its part of the data, by file (80, 10 and 10 % of the files): functions of one file describe one another, so they stay together."""
+    number = zlib.crc32(f"{function.library}/{function.file}".encode()) % 10
+    return "test" if number == 0 else "validation" if number == 1 else "train"
+
+
+def subtokens(name: str) -> list[str]:
+    """Lower-case pieces of an identifier, split at ``_``, ``.``, digits and changes of case: ``fitRBFKernel_2`` to fit rbf kernel 2."""
+    return [piece.lower() for piece in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name)]
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words of a sentence: letters and digits, with an apostrophe inside."""
+    return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower())

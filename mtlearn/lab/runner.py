@@ -1,0 +1,190 @@
+"""Run experiments: a map over (paper, seed), on this machine's cores or on a Dask cluster, resumed where it was cut off."""
+
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
+
+from mtlearn.lab.experiment import SCALES, Experiment, Settings
+from mtlearn.lab.result import Result, check_arms, summarise
+from mtlearn.lab.seeds import seeded
+from mtlearn.lab.store import Finished, Store, default_folder
+
+DASK_TIMEOUT = 8.0  # seconds to reach a scheduler
+
+
+@dataclass(frozen=True)
+class Task:
+    """One seed of one experiment; it travels to a worker."""
+
+    number: int
+    run: Callable[[Any, int, torch.device], Any]
+    settings: Settings
+    seed: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A seed that broke: its error in one line, and the traceback."""
+
+    paper: str
+    seed: int
+    error: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a plan: results of the experiments with at least one finished seed, and the seeds that broke."""
+
+    results: tuple[Result, ...]
+    failures: tuple[Failure, ...]
+    notes: tuple[str, ...]
+
+
+def perform(task: Task) -> Finished | tuple[str, str]:
+    """Run one seed where this is called: finished, or (error, traceback)."""
+    began = time.perf_counter()
+    try:
+        with seeded(task.seed):
+            arms = check_arms(task.run(task.settings, task.seed, torch.device(task.device)))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}", traceback.format_exc()
+    return Finished(task.seed, round(time.perf_counter() - began, 3), arms)
+
+
+def check_device(device: str) -> str:
+    """Return ``device`` when PyTorch can compute on it here; else raise ValueError with the devices there are."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] if torch.backends.mps.is_available() else [])]
+        raise ValueError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); there are {', '.join(there)}") from None
+    return device
+
+
+def run(
+    experiments: Sequence[Experiment],
+    scale: str,
+    *,
+    seeds: int | None = None,
+    device: str = "cpu",
+    jobs: int | None = None,
+    dask: str | None = None,
+    folder: Path | None = None,
+    fresh: bool = False,
+    on_plan: Callable[[int, int], None] | None = None,
+    on_seed: Callable[[str, int], None] | None = None,
+) -> Outcome:
+    """Run every seed that the store does not hold yet, write each when it ends, and judge the claims.
+
+    Args:
+        experiments: what to run.
+        scale: ``quick``, ``laptop`` or ``paper``.
+        seeds: how many, 0 to seeds - 1; the scale's own number when omitted.
+        device: where PyTorch computes.
+        jobs: processes on this machine; a core each when omitted, except at quick scale, where starting them costs more than it saves.
+        dask: address of a Dask scheduler to run on instead.
+        folder: the store; see :func:`mtlearn.lab.store.default_folder`.
+        fresh: run all seeds again; what is stored is kept aside.
+        on_plan: called once with the numbers of seeds to run and of seeds found in the store.
+        on_seed: called with paper and seed when a seed has ended.
+
+    Raises:
+        ValueError: unknown scale, seeds or jobs below 1, device that is not there.
+        ConnectionError: no scheduler at ``dask``.
+        StoreError: the store holds other settings, or cannot be written; the seeds written so far stay.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    if (seeds is not None and seeds < 1) or (jobs is not None and jobs < 1):
+        raise ValueError(f"seeds and jobs must be at least 1, got seeds={seeds}, jobs={jobs}")
+    check_device(device)
+    chosen = [replace(e.scales[scale], seeds=seeds) if seeds else e.scales[scale] for e in experiments]
+    folder = folder or default_folder()
+    stores = [Store(folder, e, scale, s, device, fresh=fresh) for e, s in zip(experiments, chosen, strict=True)]
+    tasks = [
+        Task(number, experiment.run, settings, seed, device)
+        for number, (experiment, settings, store) in enumerate(zip(experiments, chosen, stores, strict=True))
+        for seed in range(settings.seeds)
+        if seed not in store.finished
+    ]
+    if on_plan is not None:
+        on_plan(len(tasks), sum(settings.seeds for settings in chosen) - len(tasks))
+    failures = []
+    for task, ended in _map(tasks, jobs or (1 if scale == "quick" else os.cpu_count() or 1), dask):
+        paper = experiments[task.number].paper
+        if isinstance(ended, Finished):
+            stores[task.number].add(ended)
+        else:
+            failures.append(Failure(paper, task.seed, *ended))
+        if on_seed is not None:
+            on_seed(paper, task.seed)
+    results = []
+    for experiment, settings, store in zip(experiments, chosen, stores, strict=True):
+        done = [store.finished[seed] for seed in range(settings.seeds) if seed in store.finished]
+        if done:
+            results.append(summarise(experiment, scale, settings, [(f.arms, f.seconds) for f in done]))
+    return Outcome(tuple(results), tuple(failures), tuple(note for store in stores for note in store.notes))
+
+
+Ended = tuple[Task, Finished | tuple[str, str]]
+
+
+def _map(tasks: Sequence[Task], jobs: int, dask: str | None) -> Iterator[Ended]:
+    if dask is not None:
+        yield from _on_dask(tasks, dask)
+    elif jobs == 1 or len(tasks) < 2:
+        yield from ((task, perform(task)) for task in tasks)
+    else:
+        yield from _on_cores(tasks, min(jobs, len(tasks)))
+
+
+def _perform_named(task: Task) -> Ended:
+    return task, perform(task)
+
+
+def _on_cores(tasks: Sequence[Task], jobs: int) -> Iterator[Ended]:
+    with Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, inner_max_num_threads=1, backend="loky") as parallel:
+        ended = parallel(delayed(_perform_named)(task) for task in tasks)
+        try:
+            yield from ended
+        except BaseException:
+            # a worker in the middle of a seed would hold the interpreter until it ends
+            get_reusable_executor().shutdown(wait=False, kill_workers=True)
+            raise
+
+
+def _on_dask(tasks: Sequence[Task], address: str) -> Iterator[Ended]:
+    try:
+        from distributed import Client, as_completed
+    except ImportError:
+        raise ValueError("running on a cluster needs Dask: pip install 'mtlearn[dask]'") from None
+    try:
+        client = Client(address, timeout=DASK_TIMEOUT)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ConnectionError(f"no Dask scheduler answers at {address!r} ({error}); start one with `dask scheduler` and give its tcp:// address") from None
+    with client:
+        futures = client.map(_perform_named, tasks, pure=False, retries=0)
+        for _, ended in as_completed(futures, with_results=True):
+            yield ended
+
+
+def stored(experiments: Sequence[Experiment], *, folder: Path | None = None, device: str = "cpu") -> tuple[Result, ...]:
+    """The results of today's code and settings that the store holds, complete or not, without running anything."""
+    results = []
+    for experiment in experiments:
+        for scale, settings in experiment.scales.items():
+            store = Store(folder or default_folder(), experiment, scale, settings, device)
+            if store.finished:
+                done = [store.finished[seed] for seed in sorted(store.finished)]
+                results.append(summarise(experiment, scale, settings, [(f.arms, f.seconds) for f in done]))
+    return tuple(results)
