@@ -14,7 +14,7 @@ from mtlearn import papers as catalogue
 from mtlearn import paths
 from mtlearn.papers import PARTS, Paper, UnknownChapterError, UnknownPaperError, chapters, experiment, paper, papers, read_catalogue
 
-CHAPTER = '[[chapter]]\nname = "pointing"\ntitle = "Pointing"\nlearn = "How to point."\n'
+CHAPTER = '[[chapter]]\nslug = "pointing"\ntitle = "Pointing"\nlearn = "How to point."\n'
 ROW = """[[paper]]
 slug = "pointer_networks"
 title = "Pointer Networks"
@@ -35,7 +35,7 @@ SIZES = {
 def test_all_papers_and_chapters_are_there_from_the_start():
     assert len(papers()) == 68
     assert Counter(row.chapter for row in papers()) == SIZES
-    assert [chapter.name for chapter in chapters()] == list(SIZES)
+    assert [chapter.slug for chapter in chapters()] == list(SIZES)
     assert [chapter.number for chapter in chapters()] == list(range(1, 14))
     assert chapters()[0].folder == "01_pointing"
     assert [row.slug for row in papers("pointing")] == ["pointer_networks", "diverse_beam_search", "task_hinting"]
@@ -46,7 +46,7 @@ def test_rows_are_unique_and_in_chapter_order():
         assert len({getattr(row, field) for row in papers()}) == 68, field
     numbers = [row.arxiv for row in papers() if row.arxiv]
     assert len(numbers) == len(set(numbers))
-    order = [chapter.name for chapter in chapters()]
+    order = [chapter.slug for chapter in chapters()]
     assert [row.chapter for row in papers()] == sorted((row.chapter for row in papers()), key=order.index)
 
 
@@ -189,7 +189,7 @@ def test_experiment_whose_own_import_fails_says_so(monkeypatch: pytest.MonkeyPat
 
 def test_a_right_catalogue_is_read():
     (chapter,), (row,) = read_catalogue(CHAPTER + ROW)
-    assert (chapter.number, chapter.name) == (1, "pointing")
+    assert (chapter.number, chapter.slug) == (1, "pointing")
     assert row.authors == ("Oriol Vinyals",) and row.year == 2015 and row.package == "mtlearn.pointing.pointer_networks"
 
 
@@ -224,10 +224,10 @@ def test_a_missing_field_is_named(field: str):
         (CHAPTER + ROW.replace('["Oriol Vinyals"]', "[]"), "authors is empty"),
         (CHAPTER + ROW.replace('["Oriol Vinyals"]', '["Oriol Vinyals", 3]'), r"authors must be names, got \['Oriol Vinyals', 3\]"),
         (CHAPTER + ROW.replace('["Oriol Vinyals"]', '"Oriol Vinyals"'), "authors must be a list, got 'Oriol Vinyals'"),
-        (CHAPTER + ROW.replace("pointer_networks", "Pointer-Networks"), "slug must be lower case letters"),
+        (CHAPTER + ROW.replace("pointer_networks", "Pointer-Networks"), r"\(Pointer-Networks\): a name must be lower case letters"),
         (CHAPTER + ROW + ROW, r"paper 2 \(pointer_networks\): that slug is there twice"),
         (CHAPTER + ROW.replace('"pointing"', '"poniting"'), r"\(pointer_networks\): unknown chapter 'poniting'; the chapters are pointing"),
-        (CHAPTER + CHAPTER + ROW, r"chapter 2 \(pointing\): that name is there twice"),
+        (CHAPTER + CHAPTER + ROW, r"chapter 2 \(pointing\): that slug is there twice"),
         (CHAPTER.replace("learn", "teach") + ROW, r"chapter 1 \(pointing\): missing learn"),
         (CHAPTER + CHAPTER.replace('"pointing"', '"graphs"') + ROW, "no paper in chapter graphs"),
         (CHAPTER + ROW + "[[book]]\n", "unknown table book"),

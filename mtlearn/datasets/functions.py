@@ -35,6 +35,14 @@ from mtlearn.paths import data
 STANDARD_LIBRARY = "python"
 LIBRARIES = (STANDARD_LIBRARY, "numpy", "scipy", "networkx", "sklearn", "torch")
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where the package index has another name
+LICENCES = {
+    STANDARD_LIBRARY: "PSF-2.0",
+    "numpy": "BSD-3-Clause",
+    "scipy": "BSD-3-Clause",
+    "networkx": "BSD-3-Clause",
+    "sklearn": "BSD-3-Clause",
+    "torch": "BSD-3-Clause",
+}
 SKIPPED = frozenset({"test", "tests", "testing", "idle_test", "site-packages", "dist-packages", "__pycache__", "idlelib", "lib2to3"})
 
 Part = Literal["train", "validation", "test"]
@@ -103,7 +111,7 @@ def read_functions(libraries: Sequence[str] = LIBRARIES) -> Reading:
         folder = _folder(library)
         versions[library] = platform.python_version() if library == STANDARD_LIBRARY else version(DISTRIBUTIONS.get(library, library))
         functions.extend(read_folder(folder, library))
-    return Reading(tuple(functions), versions, fingerprint(functions))
+    return Reading(tuple(functions), versions, hashlib.sha256(_rows(functions)).hexdigest())
 
 
 def read_folder(folder: Path, library: str) -> Iterator[Function]:
@@ -155,20 +163,17 @@ def _folder(library: str) -> Path:
     return Path(found.origin).parent
 
 
-def fingerprint(functions: Sequence[Function]) -> str:
-    """SHA-256 of the rows."""
-    digest = hashlib.sha256()
-    for function in functions:
-        digest.update((_row(function) + "\n").encode())
-    return digest.hexdigest()
+def _rows(functions: Sequence[Function]) -> bytes:
+    return "".join(json.dumps(asdict(function), ensure_ascii=False, separators=(",", ":")) + "\n" for function in functions).encode()
 
 
 def save_reading(reading: Reading, path: Path) -> None:
-    """Write a reading as gzip of JSON lines: a header with versions, fingerprint and count, then a row a function."""
-    header = {"versions": dict(reading.versions), "sha256": reading.sha256, "count": len(reading.functions)}
-    lines = [json.dumps(header), *map(_row, reading.functions)]
+    """Write a reading as gzip of JSON lines: a header (versions, licences, fingerprint, count), then a row a function."""
+    licences = {library: LICENCES[library] for library in reading.versions}
+    header = {"versions": dict(reading.versions), "licences": licences, "sha256": reading.sha256, "count": len(reading.functions)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0))  # no time stamp: the same bytes for the same rows
+    # no time stamp: the same bytes for the same rows
+    path.write_bytes(gzip.compress(json.dumps(header).encode() + b"\n" + _rows(reading.functions), mtime=0))
 
 
 def load_reading(path: Path) -> Reading:
@@ -179,19 +184,16 @@ def load_reading(path: Path) -> Reading:
         RuntimeError: the file is damaged.
     """
     try:
-        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-        header: dict[str, Any] = json.loads(lines[0])
-        functions = tuple(Function(**json.loads(line)) for line in lines[1:])
-        reading = Reading(functions, header["versions"], header["sha256"])
-    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError, IndexError, TypeError, KeyError, ValueError) as error:
-        raise RuntimeError(f"{path} is no reading of functions ({type(error).__name__}: {error}); restore it") from error
-    if fingerprint(functions) != reading.sha256:
-        raise RuntimeError(f"{path} is damaged: its {len(functions)} rows do not have the recorded SHA-256 {reading.sha256[:12]}...; restore it")
-    return reading
-
-
-def _row(function: Function) -> str:
-    return json.dumps(asdict(function), ensure_ascii=False, separators=(",", ":"))
+        first, _, rows = gzip.decompress(path.read_bytes()).partition(b"\n")
+        header: dict[str, Any] = json.loads(first)
+        versions, sha256 = header["versions"], header["sha256"]
+        found = hashlib.sha256(rows).hexdigest()
+        if found != sha256:
+            raise ValueError(f"its rows have SHA-256 {found[:12]}..., recorded {sha256[:12]}...")
+        functions = tuple(Function(**row) for row in json.loads(b"[" + b",".join(rows.splitlines()) + b"]"))
+    except (gzip.BadGzipFile, EOFError, zlib.error, TypeError, KeyError, ValueError) as error:
+        raise RuntimeError(f"{path} is no whole reading of functions: {error}; restore it") from error
+    return Reading(functions, versions, sha256)
 
 
 def part_of(function: Function) -> Part:

@@ -5,8 +5,8 @@ batch of answers of different lengths::
 
     points   (0.1, 0.1) (0.5, 0.4) (0.9, 0.1) (0.5, 0.9)
     hull      1 3 4 0          counter-clockwise from the lowest index, then stop
-    delaunay  1 2 3  1 2 4  2 3 4 0    ascending triples, ordered by their incentres, then stop
-    tour      1 3 4 2          starts at point 1; its second city has a lower index than its last
+    delaunay  1 2 4  1 2 3  2 3 4 0    ascending triples, ordered by their incentres, then stop
+    tour      1 3 2 4          starts at point 1; its second city has a lower index than its last
 
 Each instance has exactly one right answer that way, which is what makes it learnable (Vinyals et al. 2015, section 3).
 """

@@ -204,8 +204,12 @@ class Explorer:
         """Press, drag, release or type at data coordinates (x, y) of axes number ``axes``, as the mouse and keyboard would."""
         if self._on_pointer is None:
             raise ValueError("this explorer takes no mouse: give on_pointer")
-        self._on_pointer(PointerEvent(kind, axes, x, y, key))
-        self.redraw()
+        self._held = True  # it may move controls: the picture is drawn once
+        try:
+            self._on_pointer(PointerEvent(kind, axes, x, y, key))
+        finally:
+            self._held = False
+            self.redraw()
 
     def redraw(self) -> None:
         """Draw the current values and show the picture."""
@@ -236,8 +240,7 @@ class Explorer:
                 x, y = axes.transData.inverted().transform((across * width, up * height))
                 self.point(content["kind"], float(x), float(y), axes=number, key=content.get("key", ""))
                 return
-        self._on_pointer(PointerEvent(content["kind"], -1, across, up, content.get("key", "")))
-        self.redraw()
+        self.point(content["kind"], across, up, axes=-1, key=content.get("key", ""))
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return self.widget._repr_mimebundle_(**kwargs)

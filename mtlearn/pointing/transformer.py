@@ -1,7 +1,7 @@
 """A decoder-only causal transformer without positions, small enough to read and to look into.
 
-Row i of the attention sees the tokens 1..i, as a set: nothing tells it their order but the causal mask itself, which lets earlier tokens see less. A *length
-scale* multiplies the attention logits of row i by a factor tau_i that depends on how many keys the row has::
+Row i of the attention sees the tokens 1..i, as a set: nothing tells it their order but the causal mask itself, which lets earlier tokens see
+less. A *length scale* multiplies the attention logits of row i by a factor tau_i that depends on how many keys the row has::
 
     tempered attention    softmax(tau_i * q_i . k_j / sqrt(d)),  j <= i
 
@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LengthScale = Callable[[int], Tensor]
-
 
 def tempered_attention(query: Tensor, key: Tensor, value: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     """Causal attention with the logits of row i multiplied by ``tau[i]``, written out: what the fused kernel computes, with the weights.
 
     Args:
-        query, key: (..., length, d).
+        query: (..., length, d).
+        key: (..., length, d).
         value: (..., length, d').
         tau: (length,), or one number for all rows.
 

@@ -71,6 +71,7 @@ def _named(prefix: str, state: State) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
+@torch.no_grad()
 def _search(step: Step, state: State, cost: Cost, *, width: int, start: int, end: int, max_steps: int, carry: bool) -> Hypotheses:
     """Beam search by log-probability less ``cost(at, log_probs, state)`` (rows, vocabulary); ``carry`` keeps paid costs in the running score."""
     batch, device = next(iter(state.values())).shape[0], next(iter(state.values())).device
@@ -113,6 +114,7 @@ def _search(step: Step, state: State, cost: Cost, *, width: int, start: int, end
     return _by_likelihood(done["tokens"], done["scores"], done["lengths"], end)
 
 
+@torch.no_grad()
 def sample_lists(
     step: Step,
     state: State,
@@ -179,6 +181,7 @@ def _by_likelihood(tokens: Tensor, scores: Tensor, lengths: Tensor, end: int) ->
     return Hypotheses(tokens[..., : max(int(lengths.max()), 1)], scores, lengths)
 
 
+@torch.no_grad()
 def loop_search(
     step: Step, state: State, *, width: int, groups: int, strength: float, start: int, end: int, max_steps: int
 ) -> list[list[list[tuple[tuple[int, ...], float, float]]]]:

@@ -142,6 +142,7 @@ class Choice:
     augmented: Tensor
 
 
+@torch.no_grad()
 def diverse_beam_search(
     step: Step,
     state: State,
@@ -206,7 +207,7 @@ def diverse_beam_search(
         log_probs = log_probs.view(batch, groups, beams, vocabulary)
         grown = tokens.new_empty(batch, groups, beams, at + 1)
         parents = torch.empty_like(grown[..., 0])
-        new_scores, new_augmented = log_probs.new_empty(2, batch, groups, beams)
+        new_scores, new_augmented = log_probs.new_empty(batch, groups, beams), log_probs.new_empty(batch, groups, beams)
         for g in range(groups):
             theta = log_probs[:, g]  # (batch, beams, vocabulary)
             penalty = theta.new_zeros(batch, 1, vocabulary)

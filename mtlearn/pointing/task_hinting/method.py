@@ -13,16 +13,18 @@ token. When sorting is tested, the hint is gone, so it costs nothing then.
     + \lambda\, E_{hint}\big[-\textstyle\sum_t m_t \log p_\theta(s_{t+1} \mid s_{\le t})\big]
 
 **Length-dependent temperature.** A softmax over n keys flattens as n grows. Row i of the attention gets a factor of its own,
-:math:`\mathrm{softmax}(\tau_i\, q_i K^\top / \sqrt d)`: learned numbers (:class:`LearnedLength`) or :math:`\tau_i = \log i / \log n_0` (:class:`LogLength`).
+:math:`\mathrm{softmax}(\tau_i\, q_i K^\top / \sqrt d)`: learned numbers (:class:`LearnedLength`) or
+:math:`\tau_i = \log i / \log n_0` (:class:`LogLength`).
 
-**Construction.** :func:`hand_set_sorter` sets by hand the weights of a transformer of depth 2 that sorts distinct integers of any length. Layer 1 finds the *successor* of
-the number written last, as the smallest of the larger ones: its logits fall linearly with the value, -beta y, so the mass on the successor is at least
-:math:`1 - e^{-\beta}` however long the list is. Layer 2 *copies* it: it matches the successor with the inputs, a match or none, so all others trail by the same gap and the
-mass is :math:`1 / (1 + (n-1) e^{-\gamma\delta})`: gamma must grow like log n. The same network shows where a length-dependent temperature is needed and where it is not.
+**Construction.** :func:`hand_set_sorter` sets by hand the weights of a transformer of depth 2 that sorts distinct integers of any length.
+Layer 1 finds the *successor* of the number written last, the smallest of the larger ones: its logits fall linearly with the value,
+:math:`-\beta y`, so the mass on the successor is at least :math:`1 - e^{-\beta}` however long the list is. Layer 2 *copies* it: it matches the
+successor with the inputs, a match or none, so all others trail by the same gap and the mass is :math:`1 / (1 + (n-1) e^{-\gamma\delta})`:
+:math:`\gamma` must grow like :math:`\log n`. One network shows where a length-dependent temperature is needed and where it is not.
 
-**What differs from the paper.** No code is public; what follows is in its manner. The layout of rows (:mod:`mtlearn.datasets.sequences`), the extrapolation of
-learned temperatures and the split of the construction over two layers are ours. Each expectation is a mean per answer token, not per row: else a long answer would
-outweigh the hint's single token.
+**What differs from the paper.** No code is public; what follows is in its manner. The layout of rows (``mtlearn.datasets.sequences``), the
+extrapolation of learned temperatures and the split of the construction over two layers are ours. Each expectation is a mean per answer token,
+not per row: else a long answer would outweigh the hint's single token.
 """
 
 import math
@@ -52,7 +54,7 @@ class LogLength(nn.Module):
         self.reference = reference
 
     def forward(self, length: int) -> Tensor:
-        """tau of the rows with 1..length keys: (length,)."""
+        """The tau of the rows with 1..length keys: (length,)."""
         return (torch.arange(1, length + 1).log() / math.log(self.reference)).clamp(min=SMALLEST_TAU)
 
 
@@ -76,7 +78,7 @@ class LearnedLength(nn.Module):
             raise ValueError(f"longest must be at least 2 * buckets and buckets at least 2, got longest={longest}, buckets={buckets}")
         rows = torch.arange(1, longest + 1)
         place = (rows.log() / math.log(longest + 1) * buckets).long()
-        bucket = place.unique(return_inverse=True)[1]  # short rows can leave a bucket empty
+        bucket = torch.unique(place, return_inverse=True)[1]  # short rows can leave a bucket empty
         count = bucket.bincount().double()
         centre = torch.zeros_like(count).index_add(0, bucket, rows.double().log()) / count
         design = torch.stack([torch.ones_like(centre), centre], 1)  # (buckets, 2)
@@ -87,7 +89,7 @@ class LearnedLength(nn.Module):
         self.register_buffer("line", torch.linalg.solve(weighted @ design, weighted).float(), persistent=False)  # (2, buckets): taus to a, b
 
     def forward(self, length: int) -> Tensor:
-        """tau of the rows with 1..length keys: (length,)."""
+        """The tau of the rows with 1..length keys: (length,)."""
         tau = self.log_tau.exp()
         inside = tau[self.bucket[:length]]
         if length <= self.longest:
@@ -153,17 +155,23 @@ def hand_set_sorter(
     The stream has three blocks of one-hot directions: who am I (*identity*), who comes next (*successor*), what to write (*output*).
 
     Layer 1 (Min). The query of the written number a scores the values v as :math:`\beta (2V [v > a] - v)`: the larger ones, the smallest of
-    them first. ``sep`` counts as below all. The ``start`` token scores between the two groups, so it wins when nothing is larger and stands for ``end``.
-    The attended identities go to *successor*.
+    them first. ``sep`` counts as below all. The ``start`` token scores between the two groups, so it wins when nothing is larger, and it
+    stands for ``end``.
 
     Layer 2 (Copy). The query is gamma times *successor*, the keys are identities: logits in 0..gamma. What is attended goes to *output*.
 
     Args:
         values: V, the integers 0..V-1.
         tokens: size of the vocabulary; values come first in it.
-        start, sep, end: the tokens around the list, ``start x_1 .. x_n sep y_1 .. y_n end``.
-        beta, gamma: inverse temperatures of the two layers; see :func:`min_temperature`, :func:`copy_temperature`.
+        start: the token before the list.
+        sep: the token between the list and what is written.
+        end: the token after what is written.
+        beta: inverse temperature of layer 1, see :func:`min_temperature`.
+        gamma: inverse temperature of layer 2, see :func:`copy_temperature`.
         scale: length scale of layer 2.
+
+    Raises:
+        ValueError: an inverse temperature that is not positive, or tokens that are not in the vocabulary.
     """
     if not beta > 0 or not gamma > 0:
         raise ValueError(f"beta and gamma must be positive, got beta={beta}, gamma={gamma}")
@@ -239,7 +247,8 @@ def attention_by_value(weights: Tensor, inputs: Tensor, values: int) -> Tensor:
         (..., values); it sums to the row's mass on the inputs, the rest lies on marks and written numbers.
     """
     to_inputs = weights[..., 1 : 1 + len(inputs)]
-    return to_inputs.new_zeros(*to_inputs.shape[:-1], values).index_add(-1, inputs, to_inputs)
+    by_value: Tensor = to_inputs.new_zeros(*to_inputs.shape[:-1], values)
+    return by_value.index_add(-1, inputs, to_inputs)
 
 
 def linear_probe(features: Tensor, labels: Tensor, *, ridge: float = 1e-2) -> Tensor:

@@ -1,0 +1,143 @@
+"""``mtlearn new``: what it lays out imports, is clean, and fails its test until it is written; and it overwrites nothing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from mtlearn import papers, paths
+from mtlearn.scaffold import scaffold
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout in which no paper is begun."""
+    (tmp_path / "mtlearn").mkdir()
+    shutil.copy(paths.PACKAGE / "papers.toml", tmp_path / "mtlearn")
+    return tmp_path
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_lays_out_every_part(checkout: Path):
+    before = files(checkout)
+    written = scaffold("merging", "tall_masks", checkout)
+    assert {path.as_posix() for path in written} == files(checkout) - before
+    assert papers.paper("tall_masks").parts(checkout) == {
+        "method": "mtlearn/merging/tall_masks/method.py",
+        "experiment": "mtlearn/merging/tall_masks/experiment.py",
+        "explorer": "mtlearn/merging/tall_masks/explorer.py",
+        "exercises": "mtlearn/merging/tall_masks/exercises.py",
+        "notebook": "notebooks/06_merging/tall_masks.ipynb",
+        "tests": "tests/merging/test_tall_masks.py",
+        "result": None,
+    }
+    assert (checkout / "mtlearn/merging/__init__.py").read_text() == ""
+    scaffold("merging", "atlas", checkout)
+    assert papers.paper("atlas").notebook is None or paths.root() is not None  # the checkout of this test is another
+
+
+def test_the_same_command_writes_the_same_bytes(checkout: Path, tmp_path: Path):
+    for number in range(2):
+        (checkout / str(number) / "mtlearn").mkdir(parents=True)
+        shutil.copy(checkout / "mtlearn/papers.toml", checkout / str(number) / "mtlearn")
+        scaffold("pairs", "dse", checkout / str(number))
+    assert files(checkout / "0") == files(checkout / "1")
+    assert all((checkout / "0" / name).read_bytes() == (checkout / "1" / name).read_bytes() for name in files(checkout / "0"))
+
+
+def test_refuses_to_overwrite(checkout: Path):
+    begun = checkout / "tests/merging/test_tall_masks.py"
+    begun.parent.mkdir(parents=True)
+    begun.write_text("mine\n")
+    before = files(checkout)
+    with pytest.raises(ValueError, match=r"^tall_masks is begun already, and nothing is overwritten: tests/merging/test_tall_masks\.py$"):
+        scaffold("merging", "tall_masks", checkout)
+    assert files(checkout) == before and begun.read_text() == "mine\n"
+
+
+def test_keeps_the_chapters_own_package(checkout: Path):
+    package = checkout / "mtlearn/merging/__init__.py"
+    package.parent.mkdir()
+    package.write_text('"""Mine."""\n')
+    assert Path("mtlearn/merging/__init__.py") not in scaffold("merging", "tall_masks", checkout)
+    assert package.read_text() == '"""Mine."""\n'
+
+
+@pytest.mark.parametrize(
+    ("chapter", "slug", "message"),
+    [
+        ("merging", "tall_mask", "no paper 'tall_mask': did you mean tall_masks"),
+        ("mergin", "tall_masks", "no chapter 'mergin': did you mean merging"),
+        ("pointing", "tall_masks", "tall_masks belongs to the chapter merging, not to pointing: `mtlearn new merging tall_masks`"),
+    ],
+)
+def test_refuses_wrong_names(chapter: str, slug: str, message: str, checkout: Path):
+    before = files(checkout)
+    with pytest.raises(ValueError, match=message):
+        scaffold(chapter, slug, checkout)
+    assert files(checkout) == before
+
+
+def test_refuses_another_folder(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"is not a checkout of mtlearn: it has no mtlearn/papers\.toml"):
+        scaffold("merging", "tall_masks", tmp_path)
+
+
+def test_every_paper_can_be_laid_out_clean(checkout: Path):
+    written = [checkout / path for row in papers.papers() for path in scaffold(row.chapter, row.slug, checkout)]
+    code = [str(path) for path in written if path.suffix == ".py"]
+    assert len(written) == 68 * 7 + 13  # seven files a paper, a package a chapter
+    root = paths.root()
+    assert root is not None
+    ruff = [sys.executable, "-m", "ruff"]
+    for command in (["check", "--quiet", "--no-cache"], ["format", "--check", "--quiet", "--no-cache"]):
+        found = subprocess.run([*ruff, *command, "--config", str(root / "pyproject.toml"), *code], capture_output=True, text=True)
+        assert found.returncode == 0, found.stdout + found.stderr
+    for path in written:
+        if path.suffix == ".ipynb":
+            notebook = nbformat.read(path, as_version=4)
+            nbformat.validate(notebook)
+            assert notebook.metadata.kernelspec.name == "python3"
+            assert notebook.cells[0].source.startswith("# ")
+            assert [cell.metadata.get("tags") for cell in notebook.cells if "explorer()" in cell.source] == [["nbval-ignore-output"]]
+
+
+@pytest.fixture
+def copy(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment of a process that imports a whole copy of the package, with one paper laid out in it."""
+    shutil.copytree(paths.PACKAGE, checkout / "mtlearn", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    scaffold("pairs", "dse", checkout)
+    return {**os.environ, "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def test_what_is_laid_out_imports_and_fails_clearly(checkout: Path, copy: dict[str, str]):
+    code = (
+        "import json, mtlearn; from mtlearn.papers import experiment; from mtlearn.pairs.dse import exercises, explorer, method;"
+        "e = experiment('dse'); print(json.dumps([mtlearn.__file__, e.paper, list(e.scales), len(exercises.EXERCISES)]))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], env=copy, capture_output=True, text=True, cwd=checkout)
+    assert said.returncode == 0, said.stderr
+    assert json.loads(said.stdout) == [str(checkout / "mtlearn/__init__.py"), "dse", ["quick", "laptop", "paper"], 0]
+
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", ".", "tests/pairs/test_dse.py"]
+    said = subprocess.run(tests, env=copy, capture_output=True, text=True, cwd=checkout)
+    assert said.returncode == 1 and "9 failed" in said.stdout and "passed" not in said.stdout, said.stdout
+    for words in (
+        "method.py of dse is not written yet: line",
+        "experiment.py of dse is not written yet: line",
+        "explorer.py of dse is not written yet: line",
+        "exercises.py of dse is not written yet: line",
+        "dse is not written yet: hold what is exactly true of the method here",
+        "dse is not written yet: every input it must refuse",
+        "exercises.py of dse is not written yet: it has no exercise",
+        "NotImplementedError: dse is not written yet",
+    ):
+        assert words in said.stdout, said.stdout
