@@ -56,7 +56,7 @@ browser: $(VENV)/.test
 
 # executes every notebook, or those of NOTEBOOKS, and stores what the code printed
 notebooks: $(VENV)/.test
-	$(BIN)/python -m tests.store_notebooks $(NOTEBOOKS)
+	$(BIN)/python notebooks/execute.py $(NOTEBOOKS)
 
 bench: $(VENV)/.test
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

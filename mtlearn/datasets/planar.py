@@ -80,7 +80,8 @@ def convex_hull(points: Tensor) -> Tensor:
     # a point in the middle of an edge passes the test too, but no edge ends in it
     is_vertex = (torch.nn.functional.one_hot(successor, n).bool() & on_hull[:, :, None]).any(1)
     start = is_vertex.int().argmax(1)
-    path, current, open_ = [], start, torch.ones(batch, dtype=torch.bool, device=points.device)
+    path: list[Tensor] = []
+    current, open_ = start, torch.ones(batch, dtype=torch.bool, device=points.device)
     while open_.any() and len(path) <= n:
         path.append(torch.where(open_, current + 1, PAD))
         current = successor.gather(1, current[:, None])[:, 0]
@@ -140,7 +141,7 @@ def shortest_tour(points: Tensor, *, chunk: int = 64) -> Tensor:
     if n > LARGEST_TOUR:
         raise ValueError(f"exact tours are computed for at most {LARGEST_TOUR} points, got n={n}")
     if batch > chunk:
-        return torch.cat([shortest_tour(part, chunk=chunk) for part in points.split(chunk)])
+        return torch.cat([shortest_tour(part, chunk=chunk) for part in torch.split(points, chunk)])
     distance = torch.cdist(points.double(), points.double(), compute_mode="donot_use_mm_for_euclid_dist")
     others = n - 1  # city 1 is home; bit k of a mask stands for city k + 2
     leg = distance[:, 1:, 1:]
@@ -170,7 +171,8 @@ def shortest_tour(points: Tensor, *, chunk: int = 64) -> Tensor:
 def tour_length(points: Tensor, tours: Tensor) -> Tensor:
     """Length of each closed tour (batch,): ``tours`` (batch, n) holds indices 1..n."""
     stops = points.double().gather(1, (tours - 1)[..., None].expand(-1, -1, 2))
-    return (stops - stops.roll(-1, 1)).norm(dim=-1).sum(1)
+    legs: Tensor = torch.linalg.vector_norm(stops - stops.roll(-1, 1), dim=-1)
+    return legs.sum(1)
 
 
 def nearest_neighbour_tour(points: Tensor) -> Tensor:

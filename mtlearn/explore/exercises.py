@@ -36,9 +36,7 @@ class Folded:
     reason: str
 
     def _repr_html_(self) -> str:
-        return (
-            f"<details><summary>Show a solution</summary><pre><code>{escape(self.code)}</code></pre><p>{escape(self.reason)}</p></details>"
-        )
+        return f"<details><summary>Show a solution</summary><pre><code>{escape(self.code)}</code></pre><p>{escape(self.reason)}</p></details>"
 
     def __repr__(self) -> str:
         return "a folded solution; print(....solution.code) shows it"

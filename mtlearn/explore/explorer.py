@@ -17,7 +17,8 @@ the mouse, and a test sends the same with :meth:`Explorer.point`.
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,12 +82,11 @@ class Picture(anywidget.AnyWidget):
         busy = true;
         model.send(content);
       }
-      model.on("change:png", () => {
+      model.on("change:drawn", () => {  // also when the new picture equals the old one, which changes no other trait
         show();
         busy = false;
         if (waiting) { const content = waiting; waiting = null; send(content); }
       });
-      model.on("change:alt", () => { image.alt = model.get("alt"); });
       if (model.get("interactive")) {
         image.tabIndex = 0;
         image.style.cursor = "crosshair";
@@ -183,33 +183,42 @@ class Explorer:
         return bytes(self.picture.png)
 
     def set(self, **values: Any) -> None:
-        """Move controls, as a person would, and redraw once. Unknown names raise KeyError, values out of range TraitError."""
-        self._held = True
-        try:
+        """Move controls, as a person would, and redraw once.
+
+        A slider stops at its ends. Unknown names raise KeyError and move nothing; a value that is none of a choice's options raises TraitError.
+        """
+        if unknown := [name for name in values if name not in self.controls]:
+            raise KeyError(f"no control {unknown[0]!r}; there are {', '.join(self.controls)}")
+        with self._together():
             for name, value in values.items():
-                if name not in self.controls:
-                    raise KeyError(f"no control {name!r}; there are {', '.join(self.controls)}")
                 self.controls[name].value = value
-        finally:
-            self._held = False
-            self.redraw()
 
     def preset(self, label: str) -> None:
-        """Press a preset's button, or "reset"."""
-        if label == "reset" and self._on_reset is not None:
-            self._on_reset()
-        self.set(**self._presets[label])
+        """Press a preset's button, or "reset". KeyError lists them."""
+        if label not in self._presets:
+            raise KeyError(f"no preset {label!r}; there are {', '.join(self._presets)}")
+        with self._together():
+            if label == "reset" and self._on_reset is not None:
+                self._on_reset()
+            self.set(**self._presets[label])
 
     def point(self, kind: Kind, x: float, y: float, *, axes: int = 0, key: str = "") -> None:
         """Press, drag, release or type at data coordinates (x, y) of axes number ``axes``, as the mouse and keyboard would."""
         if self._on_pointer is None:
             raise ValueError("this explorer takes no mouse: give on_pointer")
-        self._held = True  # it may move controls: the picture is drawn once
-        try:
+        with self._together():
             self._on_pointer(PointerEvent(kind, axes, x, y, key))
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """However many controls move inside, and however deep this is nested: the picture is drawn once, at the end."""
+        outer, self._held = self._held, True
+        try:
+            yield
         finally:
-            self._held = False
-            self.redraw()
+            self._held = outer
+            if not outer:
+                self.redraw()
 
     def redraw(self) -> None:
         """Draw the current values and show the picture."""
@@ -218,9 +227,10 @@ class Explorer:
             self.text = self._draw(self.figure, **self.values) or ""
             if self._seed is not None:
                 self.figure.text(0.995, 0.005, f"seed {self._seed}", ha="right", va="bottom", fontsize=8, color=GREY)
-            self._canvas.draw()
+            self._canvas.draw()  # type: ignore[no-untyped-call]
         buffer = io.BytesIO()
-        Image.frombuffer("RGBA", self._canvas.get_width_height(), self._canvas.buffer_rgba()).convert("RGB").save(buffer, "png", compress_level=1)
+        pixels = self._canvas.buffer_rgba()  # type: ignore[no-untyped-call]
+        Image.frombuffer("RGBA", self._canvas.get_width_height(), pixels).convert("RGB").save(buffer, "png", compress_level=1)
         with self.picture.hold_sync():
             self.picture.drawn += 1
             self.picture.alt = self.text
@@ -273,4 +283,7 @@ def entry(label: str, value: str) -> Any:
     return widgets.Text(value=value, description=label, continuous_update=False, **_SHAPE)
 
 
-_SHAPE: dict[str, Any] = {"style": {"description_width": "initial"}, "layout": widgets.Layout(width="auto", min_width="280px", margin="2px 12px 2px 0")}
+_SHAPE: dict[str, Any] = {
+    "style": {"description_width": "initial"},
+    "layout": widgets.Layout(width="auto", min_width="280px", margin="2px 12px 2px 0"),
+}

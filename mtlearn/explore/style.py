@@ -31,6 +31,6 @@ RC = {
 
 @contextmanager
 def suite_style() -> Iterator[None]:
-    """Draw in the suite's style: ``with suite_style(): ...``."""
+    """A context in which everything is drawn in the suite's style."""
     with mpl.rc_context(RC):
         yield

@@ -96,12 +96,15 @@ def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
     path = checkpoint.path.with_suffix(".json")
     again = f"`mtlearn checkpoints make {checkpoint.name}` makes it again"
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        settings = found["settings"]
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        settings = dict(found["settings"])
+        complete = {"sha256", "bytes", "measured", "cpu_seconds"} <= set(found)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; {again}") from None
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise CheckpointError(f"{path} cannot be read; {again}") from None
+    except (ValueError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise CheckpointError(f"{path} cannot be read; {again}")
     wanted = settings_of(checkpoint)
     if settings != wanted:
         names = sorted(name for name in {*settings, *wanted} if settings.get(name) != wanted.get(name))
@@ -129,5 +132,5 @@ def load(checkpoint: Checkpoint, *, device: str | torch.device = "cpu") -> nn.Mo
     try:
         model.load_state_dict(load_tensors(content))
     except (RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint.path} does not fit the code: {str(error).splitlines()[0]}; {again}") from None
+        raise CheckpointError(f"{checkpoint.path} does not fit the code: {' '.join(str(error).split())}; {again}") from None
     return model.to(device).eval()

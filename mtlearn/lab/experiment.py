@@ -1,5 +1,6 @@
 """What an experiment is: a question, arms that answer it on the same data, and claims that compare them."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -27,9 +28,9 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON types, without the number of seeds: runs of the same settings can be pooled."""
-        values = asdict(self)
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples, at any depth, as the lists that are read back
         del values["seeds"]
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return values
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Claim:
         better, worse: names of arms.
         metric: a metric that both arms have.
         margin: smallest difference that counts, in the metric's unit.
-        higher_is_better: whether the difference is better - worse or worse - better.
+        higher_is_better: whether the difference is better - worse or worse - better; where ``worse`` is None and lower is better, "at most
+            0.1" is the margin -0.1.
         says: the claim as a sentence for people.
     """
 

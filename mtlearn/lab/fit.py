@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -62,30 +62,35 @@ def fit(
         after_step: called with the step and its loss after each update.
 
     Raises:
-        NonFiniteError: the loss or a gradient is not finite. The parameters are those before the step.
+        NonFiniteError: the loss, a gradient or the norm of all gradients is not finite. The parameters are those before the step.
         ValueError: a setting is out of range, or ``loss_at`` returns no scalar.
     """
     if steps < 0 or not 0 <= warmup <= max(steps, 1):
         raise ValueError(f"steps must be 0 or more and warmup in 0..steps, got steps={steps}, warmup={warmup}")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be positive, got {clip}")
+    if schedule not in get_args(Schedule):
+        raise ValueError(f"schedule must be 'constant', 'cosine' or 'one_cycle', got {schedule!r}")
     scheduler = _scheduler(optimizer, schedule, steps, warmup)
     model.train()
     losses: list[float] = []
     began = time.perf_counter()
     for step in tqdm(range(steps), desc=progress, disable=progress is None, leave=False):
-        loss = loss_at(step)
-        if loss.dim() != 0:
-            raise ValueError(f"loss_at must return a scalar, got shape {tuple(loss.shape)} at step {step}")
+        loss = _scalar(loss_at(step), step)
         value = loss.item()
         if not math.isfinite(value):
             raise NonFiniteError(f"step {step}: the loss is {value}; {_first_non_finite(model, loss_at, step)}")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(model.parameters(), torch.inf if clip is None else clip)
-        if not norm.isfinite():
-            bad = next(name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all())
-            raise NonFiniteError(f"step {step}: the gradient of {bad} is not finite (the loss is {value:.4g})")
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        norm = nn.utils.get_total_norm(gradients.values())
+        if not norm.isfinite():  # looked at before clipping, which would spread it over every gradient
+            bad = next(
+                (f"the gradient of {name}" for name, gradient in gradients.items() if not gradient.isfinite().all()), "the norm of all gradients"
+            )
+            raise NonFiniteError(f"step {step}: {bad} is not finite (the loss is {value:.4g})")
+        if clip is not None:
+            nn.utils.clip_grads_with_norm_(model.parameters(), clip, norm)
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
@@ -93,6 +98,13 @@ def fit(
         if after_step is not None:
             after_step(step, value)
     return History(tuple(losses), time.perf_counter() - began)
+
+
+def _scalar(loss: Any, step: int) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"loss_at must return a scalar tensor, got {got} at step {step}")
+    return loss
 
 
 def _scheduler(optimizer: Optimizer, schedule: Schedule, steps: int, warmup: int) -> LRScheduler | None:
@@ -103,8 +115,6 @@ def _scheduler(optimizer: Optimizer, schedule: Schedule, steps: int, warmup: int
     if schedule == "one_cycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
         return OneCycleLR(optimizer, max_lr=peaks, total_steps=steps + 1, pct_start=max(warmup, 1) / (steps + 1))
-    if schedule not in ("constant", "cosine"):
-        raise ValueError(f"schedule must be 'constant', 'cosine' or 'one_cycle', got {schedule!r}")
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -125,19 +135,24 @@ def _first_non_finite(model: nn.Module, loss_at: Callable[[int], Tensor], step: 
 
     def watch(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
-            for part in output if isinstance(output, (tuple, list)) else (output,):
-                if isinstance(part, Tensor) and part.is_floating_point() and not part.isfinite().all():
-                    found.append(f"the output of {name or 'the model'} ({type(module).__name__}) is the first that is not finite")
+            parts = output if isinstance(output, (tuple, list)) else (output,)
+            if not all(part.isfinite().all() for part in parts if isinstance(part, Tensor) and part.is_floating_point()):
+                found.append(f"the output of {name or 'the model'} ({type(module).__name__}) is the first that is not finite")
 
         return hook
 
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    again = math.nan
     try:
         with torch.no_grad():
-            loss_at(step)
+            again = loss_at(step).item()
     except Exception:  # the repeat only looks for the place; the error that matters is raised by the caller
         pass
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else "all parameters and the outputs of all modules are finite, so the loss function made it"
+    if found:
+        return found[0]
+    if math.isfinite(again):
+        return f"the step repeated on a new batch gives {again:.4g}, so the batch made it"
+    return "all parameters and the outputs of all modules are finite, so the loss function made it"

@@ -80,12 +80,12 @@ def claim_figure(result: Result, verdict: Verdict) -> str:
         plot_arms(left, result, verdict.metric, mark=[arm for arm in (verdict.better, verdict.worse) if arm])
         plot_claim(right, verdict, unit=result.units.get(verdict.metric, ""))
         buffer = io.BytesIO()
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def comparison(verdict: Verdict) -> str:
-    """The claim in symbols, "a - b on metric > margin"."""
+    """What is compared, "a vs b on metric"."""
     other = "" if verdict.worse is None else f" vs {verdict.worse}"
     return f"{verdict.better}{other} on {verdict.metric}"
 
@@ -107,8 +107,15 @@ def write_report(path: Path, runs: Mapping[str, Sequence[Result]]) -> Path:
     rows = []
     for chapter in papers.chapters():
         for paper in papers.papers(chapter.slug):
+            shipped = recorded(paper.slug) if paper.result else None
             sections = [
-                {"result": result, "claims": [{"verdict": v, "figure": claim_figure(result, v), "interval": interval(v), "comparison": comparison(v)} for v in result.claims]}
+                {
+                    "result": result,
+                    "origin": "as recorded" if result == shipped else "run here",
+                    "claims": [
+                        {"verdict": v, "figure": claim_figure(result, v), "interval": interval(v), "comparison": comparison(v)} for v in result.claims
+                    ],
+                }
                 for result in runs.get(paper.slug, ())
             ]
             rows.append({"paper": paper, "chapter": chapter, "sections": sections})

@@ -83,12 +83,13 @@ class Result:
         try:
             fields = json.loads(text)
             fields["arms"] = {
-                arm: {metric: Spread(s["mean"], s["sd"], tuple(s["values"])) for metric, s in metrics.items()} for arm, metrics in fields["arms"].items()
+                arm: {metric: Spread(s["mean"], s["sd"], tuple(s["values"])) for metric, s in metrics.items()}
+                for arm, metrics in fields["arms"].items()
             }
             fields["claims"] = tuple(Verdict(**claim) for claim in fields["claims"])
             return cls(**fields)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"this is not a result of `mtlearn run --json`: {error}") from error
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"this is not a result of `mtlearn run --json`: {type(error).__name__}: {error}") from error
 
 
 def judge(claim: Claim, runs: Sequence[Arms]) -> Verdict:
@@ -111,13 +112,12 @@ def judge(claim: Claim, runs: Sequence[Arms]) -> Verdict:
 
 def student_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
     """Mean and 95 % Student confidence interval; no interval for a single value, a point where all values are equal."""
-    mean = statistics.fmean(values)
+    mean = values[0] if min(values) == max(values) else statistics.fmean(values)
     if len(values) < 2:
         return mean, None, None
-    if max(values) == min(values):
-        return mean, mean, mean
-    interval = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
-    return mean, float(interval.low), float(interval.high)
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
 
 
 def _value(run: Arms, arm: str, metric: str) -> float:
@@ -128,7 +128,7 @@ def _value(run: Arms, arm: str, metric: str) -> float:
     return run[arm][metric]
 
 
-def check_arms(arms: Arms) -> Arms:
+def check_arms(arms: Any) -> Arms:
     """Return what an experiment's ``run`` returned when it is {arm: {metric: finite number}}; else raise ValueError."""
     if not isinstance(arms, Mapping) or not arms:
         raise ValueError(f"run must return {{arm: {{metric: value}}}}, got {type(arms).__name__}")
@@ -136,8 +136,8 @@ def check_arms(arms: Arms) -> Arms:
         if not isinstance(metrics, Mapping) or not metrics:
             raise ValueError(f"arm {arm!r} must be a mapping of metrics, got {type(metrics).__name__}")
         for metric, value in metrics.items():
-            if not math.isfinite(value):
-                raise ValueError(f"metric {metric!r} of arm {arm!r} is {value}")
+            if isinstance(value, str) or not math.isfinite(value):
+                raise ValueError(f"metric {metric!r} of arm {arm!r} must be a finite number, got {value!r}")
     return {arm: {metric: float(value) for metric, value in metrics.items()} for arm, metrics in arms.items()}
 
 
@@ -176,4 +176,7 @@ def recorded(paper: str) -> Result:
     path = results_folder() / f"{paper}.json"
     if not path.exists():
         raise LookupError(f"no recorded result for {paper!r}: `mtlearn run {paper} --scale laptop --json > {path}` makes one")
-    return Result.from_json(path.read_text())
+    try:
+        return Result.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

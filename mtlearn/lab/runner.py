@@ -3,7 +3,8 @@
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from joblib.externals.loky import get_reusable_executor
 from mtlearn.lab.experiment import SCALES, Experiment, Settings
 from mtlearn.lab.result import Result, check_arms, summarise
 from mtlearn.lab.seeds import seeded
-from mtlearn.lab.store import Finished, Store, default_folder
+from mtlearn.lab.store import Finished, Store, StoreError, default_folder
 
-DASK_TIMEOUT = 8.0  # seconds to reach a scheduler
+DASK_TIMEOUT = 5.0  # seconds to reach a scheduler
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,18 @@ def perform(task: Task) -> Finished | tuple[str, str]:
         with seeded(task.seed):
             arms = check_arms(task.run(task.settings, task.seed, torch.device(task.device)))
     except Exception as error:
-        return f"{type(error).__name__}: {error}", traceback.format_exc()
+        return _line(error), traceback.format_exc()
     return Finished(task.seed, round(time.perf_counter() - began, 3), arms)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def check_device(device: str) -> str:
     """Return ``device`` when PyTorch can compute on it here; else raise ValueError with the devices there are."""
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" makes tensors and cannot compute
     except (RuntimeError, AssertionError) as error:
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] if torch.backends.mps.is_available() else [])]
         raise ValueError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); there are {', '.join(there)}") from None
@@ -99,7 +104,7 @@ def run(
         on_seed: called with paper and seed when a seed has ended.
 
     Raises:
-        ValueError: unknown scale, seeds or jobs below 1, device that is not there.
+        ValueError: unknown scale, seeds or jobs below 1, device that is not there (with ``dask``, a worker without it breaks its seed).
         ConnectionError: no scheduler at ``dask``.
         StoreError: the store holds other settings, or cannot be written; the seeds written so far stay.
     """
@@ -107,7 +112,10 @@ def run(
         raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
     if (seeds is not None and seeds < 1) or (jobs is not None and jobs < 1):
         raise ValueError(f"seeds and jobs must be at least 1, got seeds={seeds}, jobs={jobs}")
-    check_device(device)
+    if lacking := [e for e in experiments if scale not in e.scales]:
+        raise ValueError(f"{lacking[0].paper} has no scale {scale!r}; it has {', '.join(lacking[0].scales)}")
+    if dask is None:
+        check_device(device)
     chosen = [replace(e.scales[scale], seeds=seeds) if seeds else e.scales[scale] for e in experiments]
     folder = folder or default_folder()
     stores = [Store(folder, e, scale, s, device, fresh=fresh) for e, s in zip(experiments, chosen, strict=True)]
@@ -120,14 +128,16 @@ def run(
     if on_plan is not None:
         on_plan(len(tasks), sum(settings.seeds for settings in chosen) - len(tasks))
     failures = []
-    for task, ended in _map(tasks, jobs or (1 if scale == "quick" else os.cpu_count() or 1), dask):
-        paper = experiments[task.number].paper
-        if isinstance(ended, Finished):
-            stores[task.number].add(ended)
-        else:
-            failures.append(Failure(paper, task.seed, *ended))
-        if on_seed is not None:
-            on_seed(paper, task.seed)
+    # closed at once when a result cannot be written: workers in the middle of a seed would hold the interpreter
+    with closing(_map(tasks, jobs or (1 if scale == "quick" else os.cpu_count() or 1), dask)) as endings:
+        for task, ended in endings:
+            paper = experiments[task.number].paper
+            if isinstance(ended, Finished):
+                stores[task.number].add(ended)
+            else:
+                failures.append(Failure(paper, task.seed, *ended))
+            if on_seed is not None:
+                on_seed(paper, task.seed)
     results = []
     for experiment, settings, store in zip(experiments, chosen, stores, strict=True):
         done = [store.finished[seed] for seed in range(settings.seeds) if seed in store.finished]
@@ -139,8 +149,8 @@ def run(
 Ended = tuple[Task, Finished | tuple[str, str]]
 
 
-def _map(tasks: Sequence[Task], jobs: int, dask: str | None) -> Iterator[Ended]:
-    if dask is not None:
+def _map(tasks: Sequence[Task], jobs: int, dask: str | None) -> Generator[Ended]:
+    if dask is not None and tasks:
         yield from _on_dask(tasks, dask)
     elif jobs == 1 or len(tasks) < 2:
         yield from ((task, perform(task)) for task in tasks)
@@ -148,13 +158,13 @@ def _map(tasks: Sequence[Task], jobs: int, dask: str | None) -> Iterator[Ended]:
         yield from _on_cores(tasks, min(jobs, len(tasks)))
 
 
-def _perform_named(task: Task) -> Ended:
+def _perform_with(task: Task) -> Ended:
     return task, perform(task)
 
 
-def _on_cores(tasks: Sequence[Task], jobs: int) -> Iterator[Ended]:
+def _on_cores(tasks: Sequence[Task], jobs: int) -> Generator[Ended]:
     with Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, inner_max_num_threads=1, backend="loky") as parallel:
-        ended = parallel(delayed(_perform_named)(task) for task in tasks)
+        ended = parallel(delayed(_perform_with)(task) for task in tasks)
         try:
             yield from ended
         except BaseException:
@@ -163,28 +173,42 @@ def _on_cores(tasks: Sequence[Task], jobs: int) -> Iterator[Ended]:
             raise
 
 
-def _on_dask(tasks: Sequence[Task], address: str) -> Iterator[Ended]:
+def _on_dask(tasks: Sequence[Task], address: str) -> Generator[Ended]:
     try:
         from distributed import Client, as_completed
     except ImportError:
         raise ValueError("running on a cluster needs Dask: pip install 'mtlearn[dask]'") from None
     try:
-        client = Client(address, timeout=DASK_TIMEOUT)
+        client = Client(address, timeout=DASK_TIMEOUT)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TimeoutError) as error:
-        raise ConnectionError(f"no Dask scheduler answers at {address!r} ({error}); start one with `dask scheduler` and give its tcp:// address") from None
+        why = " ".join(str(error).split())
+        raise ConnectionError(
+            f"no Dask scheduler answers at {address!r} ({why}); start one with `dask scheduler` and give its tcp:// address"
+        ) from None
     with client:
-        futures = client.map(_perform_named, tasks, pure=False, retries=0)
-        for _, ended in as_completed(futures, with_results=True):
-            yield ended
+        futures = dict(zip(client.map(perform, tasks, pure=False, retries=0), tasks, strict=True))
+        for future, ended in as_completed(futures, with_results=True, raise_errors=False):  # type: ignore[no-untyped-call]
+            if future.status != "finished":  # the worker died, or lacks a package: this seed is broken, the others go on
+                lost = ended[1] if isinstance(ended, tuple) else ended
+                ended = _line(lost), "".join(traceback.format_exception(lost))
+            yield futures[future], ended
 
 
-def stored(experiments: Sequence[Experiment], *, folder: Path | None = None, device: str = "cpu") -> tuple[Result, ...]:
-    """The results of today's code and settings that the store holds, complete or not, without running anything."""
-    results = []
+def stored(experiments: Sequence[Experiment], *, folder: Path | None = None) -> Outcome:
+    """The results of today's code and settings that the store holds, complete or not; notes say what is left out.
+
+    Nothing is run and no file is touched.
+    """
+    results, notes = [], []
     for experiment in experiments:
         for scale, settings in experiment.scales.items():
-            store = Store(folder or default_folder(), experiment, scale, settings, device)
+            try:
+                store = Store(folder or default_folder(), experiment, scale, settings, None)
+            except StoreError as error:
+                notes.append(f"left out: {error}")
+                continue
+            notes += store.notes
             if store.finished:
                 done = [store.finished[seed] for seed in sorted(store.finished)]
                 results.append(summarise(experiment, scale, settings, [(f.arms, f.seconds) for f in done]))
-    return tuple(results)
+    return Outcome(tuple(results), (), tuple(notes))

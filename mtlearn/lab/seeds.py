@@ -1,6 +1,7 @@
 """Seeds: every random draw of an experiment comes from one number, and a run repeats to the bit on one machine."""
 
 import random
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,23 +20,27 @@ def stream(seed: int, *names: str | int, device: torch.device | str = "cpu") -> 
     return torch.Generator(device).manual_seed(value & (2**63 - 1))
 
 
+_GLOBAL_STATE = threading.RLock()  # the threads of a process share one generator: a second one waits for its turn
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed Python, NumPy and PyTorch and compute on one thread; what was set before is restored at the end.
 
-    One thread, because sums are split over threads and their last digits would follow the number of cores.
+    One thread, because sums are split over threads and their last digits would follow the number of cores. Where several threads of a process
+    (those of a Dask worker) come here, one runs at a time.
     """
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
-    python, array, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
+    with _GLOBAL_STATE, torch.random.fork_rng():
+        python, array, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()  # noqa: NPY002  # seeds what others draw from
+        torch.set_num_threads(1)
         random.seed(seed)
-        np.random.seed(seed % 2**32)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         torch.manual_seed(seed)
         try:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(array)
+            np.random.set_state(array)  # noqa: NPY002
             torch.set_num_threads(threads)

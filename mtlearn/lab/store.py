@@ -1,7 +1,7 @@
 """The store of results: one file a paper and scale, one JSON line a finished seed, every write atomic.
 
 The first line says what the seeds have in common (settings, device, versions, a fingerprint of the code). Seeds of other settings are
-never added to it. A file whose code or versions are not today's is set aside, since its numbers are not this code's.
+never added to it. A file whose code, shipped models or versions are not today's is set aside, since its numbers are not this code's.
 """
 
 import hashlib
@@ -10,12 +10,13 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from mtlearn.lab.experiment import Arms, Experiment, Settings
 from mtlearn.lab.result import check_arms, versions
-from mtlearn.paths import root
+from mtlearn.paths import data, root
 
 FORMAT = "mtlearn-results-1"
 
@@ -53,11 +54,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).chmod(path.stat().st_mode if path.exists() else 0o644)  # temporary files are private, results are not
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise StoreError(f"cannot write {path}: {error.strerror or error}; what it held before is kept") from error
+    finally:
+        if temporary:  # Ctrl-C leaves nothing behind either
+            Path(temporary).unlink(missing_ok=True)
 
 
 class Store:
@@ -65,18 +67,19 @@ class Store:
 
     Args:
         folder: where the file lies; it is made when the first seed is written.
-        experiment, scale, settings, device: what the seeds have in common.
+        experiment, scale, settings, device: what the seeds have in common. With the device None the store is only looked at: seeds of any
+            device are read, and no file is touched.
         fresh: set what is there aside and start anew.
 
     Raises:
         StoreError: the file holds other settings, or its first line cannot be read.
     """
 
-    def __init__(self, folder: Path, experiment: Experiment, scale: str, settings: Settings, device: str, *, fresh: bool = False) -> None:
+    def __init__(self, folder: Path, experiment: Experiment, scale: str, settings: Settings, device: str | None, *, fresh: bool = False) -> None:
         self.path = folder / f"{experiment.paper}-{scale}.jsonl"
         self.notes: list[str] = []
         self._finished: dict[int, Finished] = {}
-        self._header = {
+        self._header: dict[str, Any] = {
             "format": FORMAT,
             "paper": experiment.paper,
             "scale": scale,
@@ -104,20 +107,27 @@ class Store:
         self._finished[finished.seed] = finished
 
     def _read(self) -> None:
-        first, *lines = self.path.read_text(errors="replace").splitlines() or [""]
+        look = self._header["device"] is None
+        first, *lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
         try:
             header = json.loads(first)
             if header["format"] != FORMAT:
                 raise KeyError("format")
-            theirs, ours = {**header["settings"], "device": header["device"]}, {**self._header["settings"], "device": self._header["device"]}
+            theirs: dict[str, Any] = {**header["settings"], "device": header["device"]}
         except (json.JSONDecodeError, KeyError, TypeError):
-            raise StoreError(f"{self.path}: its first line is not that of a results file; move it away, or start anew with --fresh (it is kept aside)") from None
+            raise StoreError(
+                f"{self.path}: its first line is not that of a results file; move it away, or start anew with --fresh (it is kept aside)"
+            ) from None
+        ours: dict[str, Any] = {**self._header["settings"], "device": theirs["device"] if look else self._header["device"]}
         if theirs != ours:
-            names = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
-            changes = ", ".join(f"{name} {theirs.get(name)} there, {ours.get(name)} now" for name in names)
+            names = sorted(name for name in {*theirs, *ours} if theirs.get(name, "absent") != ours.get(name, "absent"))
+            changes = ", ".join(f"{name} {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} now" for name in names)
             raise StoreError(f"{self.path} holds seeds of other settings ({changes}); --fresh starts anew and keeps that file aside")
         if (header.get("code"), header.get("versions")) != (self._header["code"], self._header["versions"]):
-            self._set_aside("stale", "its seeds were run by other code or versions")
+            if look:
+                self.notes.append(f"{self.path} is left out: its seeds were run by other code or versions")
+            else:
+                self._set_aside("stale", "its seeds were run by other code or versions")
             return
         broken = []
         for number, line in enumerate(lines, 2):
@@ -129,18 +139,26 @@ class Store:
                 continue
             self._finished[finished.seed] = finished
         if broken:
-            copy = self.path.with_suffix(".broken")
-            write_atomically(copy, self.path.read_bytes())
-            self.notes.append(f"{self.path}: line {', '.join(map(str, broken))} cannot be read and will be run again; a copy is kept as {copy.name}")
+            note = f"{self.path}: line {', '.join(map(str, broken))} cannot be read"
+            if not look:
+                copy = self._aside("broken")
+                write_atomically(copy, self.path.read_bytes())
+                note += f" and will be run again; a copy is kept as {copy.name}"
+            self.notes.append(note)
 
     def _set_aside(self, suffix: str, why: str) -> None:
-        aside = self.path.with_suffix(f".{suffix}.jsonl")
-        os.replace(self.path, aside)
+        aside = self._aside(suffix)
+        self.path.replace(aside)
         self.notes.append(f"{self.path.name} is kept aside as {aside.name}: {why}")
+
+    def _aside(self, suffix: str) -> Path:
+        """A free name beside the file: <paper>-<scale>.old.jsonl, then .old-2.jsonl."""
+        names = (self.path.with_suffix(f".{suffix}{'' if number == 1 else f'-{number}'}.jsonl") for number in count(1))
+        return next(path for path in names if not path.exists())
 
 
 def fingerprint(experiment: Experiment) -> str:
-    """Short hash of the code that a result depends on: the paper's folder, its chapter's shared modules, the layers, data and training."""
+    """Short hash of what a result depends on: the paper's folder, its chapter's shared modules, the layers, data, training, shipped models."""
     package = Path(__file__).parent.parent
     module = experiment.run.__module__
     files = [package / "lab" / "fit.py", package / "lab" / "seeds.py", *(package / "datasets").glob("*.py"), *(package / "layers").glob("*.py")]
@@ -150,6 +168,6 @@ def fingerprint(experiment: Experiment) -> str:
     digest = hashlib.sha256()
     for path in sorted(set(files)):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in sorted((data() / "checkpoints").glob(f"{experiment.paper}-*.safetensors")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
-
-

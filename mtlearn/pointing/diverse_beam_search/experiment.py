@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -143,9 +144,8 @@ def train(recipe: Recipe, progress: str | None = None, device: torch.device | st
             return sentence_loss(model(batch.names.to(device), batch.name_lengths.to(device), sentences), sentences, lengths.to(device))
 
         optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        fit(
-            model, loss_at, steps=recipe.steps, optimizer=optimizer, schedule="one_cycle", warmup=round(0.3 * recipe.steps), clip=1.0, progress=progress
-        )  # fmt: skip
+        warmup = round(0.3 * recipe.steps)
+        fit(model, loss_at, steps=recipe.steps, optimizer=optimizer, schedule="one_cycle", warmup=warmup, clip=1.0, progress=progress)
     return model.eval()
 
 
@@ -222,7 +222,7 @@ def list_metrics(found: Hypotheses, examples: Examples) -> dict[str, float]:
 
 
 def successors(examples: Examples, output: int) -> Tensor:
-    """log U(next | last) counted on sentences, for the anti-language-model baseline: (output, output), unseen pairs by word frequency."""
+    """Probabilities log U(next | last) counted on sentences, for the anti-language-model baseline: (output, output), unseen pairs by frequency."""
     sentences = examples.sentences.clone()
     inside = torch.arange(MAX_STEPS) <= examples.lengths[:, None]
     before = torch.nn.functional.pad(sentences[:, :-1], (1, 0), value=START)
@@ -272,8 +272,17 @@ class Counted:
         self.step, self.calls = step, 0
 
     def __call__(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Call the step, and count."""
         self.calls += 1
         return self.step(tokens, state)
+
+
+class Limits(TypedDict):
+    """What all searches of a task share."""
+
+    start: int
+    end: int
+    max_steps: int
 
 
 Search = Callable[[Step, State, float], Hypotheses]
@@ -283,9 +292,9 @@ def run(settings: DecodingSettings, seed: int, device: torch.device) -> Arms:
     """Train (or load) one describer, choose every strength on validation names, decode the same test names with every arm; then the trees."""
     if settings.training_steps:
         recipe = replace(DESCRIBER.settings, steps=settings.training_steps, hidden=settings.hidden, seed=seed)
-        model = train(recipe, device=device).cpu()
+        model = train(recipe, device=device)
     else:
-        model = describer()
+        model = describer().to(device)
     return {**decode_names(model, settings, seed), **decode_trees(settings, seed)}
 
 
@@ -301,13 +310,20 @@ def decode_names(model: Describer, settings: DecodingSettings, seed: int) -> Arm
     found = corpus(DESCRIBER.settings.output, DESCRIBER.settings.table)
     validation = draw(found.validation, settings.validation_names, seed, "validation names")
     test = draw(found.test, settings.test_names, seed, "test names")
-    width, limits = settings.width, {"start": START, "end": END, "max_steps": MAX_STEPS}
-    prior = successors(found.train, model.output)
+    width, device, limits = settings.width, model.bias.device, Limits(start=START, end=END, max_steps=MAX_STEPS)
+    prior = successors(found.train, model.output).to(device)
 
     def diverse(groups: int, diversity: str | Penalty = "hamming") -> Search:
         return lambda step, state, strength: diverse_beam_search(
             step, state, width=width, groups=groups, strength=strength, diversity=diversity, **limits
         ).ranked()
+
+    def anti_lm(step: Step, state: State, strength: float) -> Hypotheses:
+        def bigrams(tokens: Tensor, own: State) -> tuple[Tensor, State]:
+            return prior[tokens], own
+
+        row = {"row": torch.zeros(len(state["hidden"]), device=device)}
+        return anti_lm_search(step, state, language_model=bigrams, language_state=row, width=width, strength=strength, **limits)
 
     searches: dict[str, tuple[tuple[float, ...], Search]] = {
         "beam_search": ((0.0,), lambda step, state, _: beam_search(step, state, width=width, **limits)),
@@ -321,17 +337,11 @@ def decode_names(model: Describer, settings: DecodingSettings, seed: int) -> Arm
         "sampling": (
             settings.temperatures,
             lambda step, state, temperature: sample_lists(
-                step, state, draws=width, temperature=temperature, generator=stream(seed, "draws", str(temperature)), **limits
+                step, state, draws=width, temperature=temperature, generator=stream(seed, "draws", str(temperature), device=device), **limits
             ),
         ),
-        "anti_lm": (
-            settings.prior_strengths,
-            lambda step, state, strength: anti_lm_search(
-                step, state, language_model=lambda tokens, own: (prior[tokens], own), language_state={"row": torch.zeros(len(state["hidden"]))},
-                width=width, strength=strength, **limits,
-            ),
-        ),
-    }  # fmt: skip
+        "anti_lm": (settings.prior_strengths, anti_lm),
+    }
     if settings.penalties:
         vectors = model.table.weight[: model.output]
         for name, diversity in (("cumulative", "cumulative"), ("ngram", "ngram"), ("embedding", partial(embedding, vectors=vectors))):
@@ -350,7 +360,9 @@ def decode_names(model: Describer, settings: DecodingSettings, seed: int) -> Arm
 
 def _searched(model: Describer, search: Search, strength: float, examples: Examples) -> dict[str, float]:
     step = Counted(model.step)
-    found = search(step, model.read(examples.names, examples.name_lengths), strength)
+    device = model.bias.device
+    found = search(step, model.read(examples.names.to(device), examples.name_lengths.to(device)), strength)
+    found = Hypotheses(found.tokens.cpu(), found.scores.cpu(), found.lengths.cpu())
     return {**list_metrics(found, examples), "model_calls": float(step.calls)}
 
 
@@ -363,7 +375,7 @@ def decode_trees(settings: DecodingSettings, seed: int) -> Arms:
     arms: Arms = {}
     for kind, alpha in ALPHAS.items():
         trees = random_trees(settings.trees, words=WORDS, steps=DEPTH, alpha=alpha, generator=stream(seed, "trees", kind))
-        step, limits = partial(tree_step, trees), {"start": -1, "end": WORDS, "max_steps": DEPTH}
+        step, limits = partial(tree_step, trees), Limits(start=-1, end=WORDS, max_steps=DEPTH)
         best = all_scores(trees, DEPTH).amax(1)
         beams = {width: beam_search(step, tree_state(trees), width=width, **limits) for width in (1, 2, 4)}
         lists = {("greedy" if width == 1 else f"beam_{width}"): (beam, width) for width, beam in beams.items()}
@@ -383,6 +395,40 @@ def decode_trees(settings: DecodingSettings, seed: int) -> Arms:
     return arms
 
 
+FOUR_GROUPS = "trees_diverse_4_in_4_strength_0.5"
+CLAIMS = (
+    Claim("diverse", "beam_search", "oracle_10", 1.0, says="The best of ten is better by over a point of BLEU when the ten beams avoid one another."),
+    Claim("diverse", None, "times_distinct_2", 1.5, says="A diverse list has more than 1.5 times as many distinct word pairs as beam search's."),
+    Claim("diverse", None, "times_distinct_4", 1.5, says="A diverse list has more than 1.5 times as many distinct runs of four words."),
+    Claim("diverse", "sibling_rank", "oracle_10", says="The best of ten beats that of the sibling-rank search, an earlier one for diverse lists."),
+    Claim("diverse", "sampling", "oracle_10", says="The best of ten beats that of ten samples at the temperature that suits them best."),
+    Claim("sampling", "diverse", "distinct_2", says="Sampling's lists are more varied still, so variety alone does not buy quality."),
+    Claim("diverse", "beam_search", "oracle_1", -0.5, says="The first of the list loses less than half a point of BLEU."),
+    Claim("diverse", "beam_search", "model_calls", -0.5, higher_is_better=False, says="It calls the model no more often than beam search."),
+    Claim("diverse_pairs", "beam_search", "oracle_10", 1.0, says="Groups of two beams gain more than a point as well."),
+    Claim("diverse_two_groups", "beam_search", "oracle_10", 1.0, says="Two groups gain more than a point as well."),
+    Claim("diverse", "beam_search", "log_probability", says="It finds a likelier best sequence than beam search (the paper's better top-1)."),
+    Claim(FOUR_GROUPS, None, "never_below_group_width", 0.999, says="On random trees it is never below beam search of its group's width."),
+    Claim(
+        FOUR_GROUPS,
+        "trees_beam_4",
+        "regret",
+        higher_is_better=False,
+        says="On random trees it comes closer to the best sequence than beam search of the same width (better top-1 again).",
+    ),
+)
+TREE_UNITS = {"regret": "nats", "beats_beam_4": "share", "loses_to_beam_4": "share", "never_below_group_width": "share", "different": "members"}
+UNITS = {
+    **{f"oracle_{k}": "points of BLEU-2" for k in (1, 5, 10, 20)},
+    **{f"distinct_{n}": "n-grams a word" for n in (1, 2, 3, 4)},
+    **{f"times_distinct_{n}": "times beam search" for n in (2, 4)},
+    "log_probability": "nats",
+    "words": "words a member",
+    "model_calls": "calls a batch",
+    "strength": "nats, or temperature",
+    **{metric + kind: unit for kind in ALPHAS for metric, unit in TREE_UNITS.items()},
+}
+
 EXPERIMENT = Experiment(
     paper="diverse_beam_search",
     question="Does a search whose groups of beams avoid one another give better and more varied lists than beam search of the same width?",
@@ -394,32 +440,7 @@ EXPERIMENT = Experiment(
         "laptop": DecodingSettings(seeds=5),
         "paper": DecodingSettings(seeds=5, width=20, test_names=0, validation_names=0, training_steps=6000, hidden=512),
     },
-    claims=(
-        Claim("diverse", "beam_search", "oracle_10", 1.0, says="The best of a list of 10 is better by over a point of BLEU when the ten beams avoid one another."),
-        Claim("diverse", None, "times_distinct_2", 1.5, says="A diverse list has more than 1.5 times as many distinct word pairs as beam search's."),
-        Claim("diverse", None, "times_distinct_4", 1.5, says="A diverse list has more than 1.5 times as many distinct runs of four words."),
-        Claim("diverse", "sibling_rank", "oracle_10", says="The best of ten beats that of the sibling-rank search, the earlier method for diverse lists."),
-        Claim("diverse", "sampling", "oracle_10", says="The best of ten beats that of ten samples at the temperature that suits them best."),
-        Claim("sampling", "diverse", "distinct_2", says="Sampling's lists are more varied still, so variety alone does not buy quality."),
-        Claim("diverse", "beam_search", "oracle_1", -0.5, says="The first of the list loses less than half a point of BLEU."),
-        Claim("diverse", "beam_search", "model_calls", -0.5, higher_is_better=False, says="It calls the model no more often than beam search."),
-        Claim("diverse_pairs", "beam_search", "oracle_10", 1.0, says="Groups of two beams gain more than a point as well."),
-        Claim("diverse_two_groups", "beam_search", "oracle_10", 1.0, says="Two groups gain more than a point as well."),
-        Claim("diverse", "beam_search", "log_probability", says="It finds a likelier best sequence than beam search (the paper's better top-1)."),
-        Claim("trees_diverse_4_in_4_strength_0.5", None, "never_below_group_width", 0.999, says="On random trees it is never below beam search of its group's width."),
-        Claim(
-            "trees_diverse_4_in_4_strength_0.5", "trees_beam_4", "regret", higher_is_better=False,
-            says="On random trees it comes closer to the best sequence than beam search of the same width (better top-1 again).",
-        ),
-    ),
+    claims=CLAIMS,
     run=run,
-    units={
-        "oracle_1": "points of BLEU-2", "oracle_5": "points of BLEU-2", "oracle_10": "points of BLEU-2", "oracle_20": "points of BLEU-2",
-        "distinct_1": "n-grams a word", "distinct_2": "n-grams a word", "distinct_3": "n-grams a word", "distinct_4": "n-grams a word",
-        "times_distinct_2": "times beam search", "times_distinct_4": "times beam search",
-        "log_probability": "nats", "different": "members", "words": "words a member", "model_calls": "calls a batch", "strength": "nats, or temperature",
-        **{metric + kind: unit for kind in ALPHAS for metric, unit in (
-            ("regret", "nats"), ("beats_beam_4", "share"), ("loses_to_beam_4", "share"), ("never_below_group_width", "share"), ("different", "members"),
-        )},
-    },
+    units=UNITS,
 )  # fmt: skip

@@ -22,9 +22,7 @@ class FixedDictionary(PointerNetwork):
         input_dim, hidden, centre, scale: as in :class:`PointerNetwork`.
     """
 
-    def __init__(
-        self, dictionary: int, *, attention: bool, input_dim: int = 2, hidden: int = 128, centre: float = 0.5, scale: float = 4.0
-    ) -> None:
+    def __init__(self, dictionary: int, *, attention: bool, input_dim: int = 2, hidden: int = 128, centre: float = 0.5, scale: float = 4.0) -> None:
         super().__init__(input_dim, hidden, centre=centre, scale=scale)
         self.dictionary, self.blends = dictionary, attention
         if not attention:

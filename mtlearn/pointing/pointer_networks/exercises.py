@@ -79,7 +79,7 @@ def _judge_sorter(answer: Callable[..., Tensor]) -> str | None:
             used[chosen], last = True, numbers[chosen]
             order.append(chosen)
         if order != numbers.argsort().tolist():
-            return f"for n={n} the order is wrong from step {[a == b for a, b in zip(order, numbers.argsort().tolist(), strict=True)].index(False) + 1} on."
+            return f"for n={n} the order is {[index + 1 for index in order[:8]]}, it should begin {(numbers.argsort()[:8] + 1).tolist()}."
     return None
 
 
@@ -98,8 +98,8 @@ def _wrong_sorter(numbers: Tensor, last: Tensor, used: Tensor) -> Tensor:
 EXERCISES = (
     Exercise(
         question=(
-            "**1. The equation.** Write `answer(e, d, W1, W2, v)`, the pointer scores $u^i_j = v^\\top \\tanh(W_1 e_j + W_2 d_i)$ without a loop: "
-            "`e` is (batch, entries, hidden), `d` (batch, steps, hidden), the result (batch, steps, entries)."
+            "**1. The equation.** Write `answer(e, d, W1, W2, v)`, the pointer scores $u^i_j = v^\\top \\tanh(W_1 e_j + W_2 d_i)$ "
+            "without a loop: `e` is (batch, entries, hidden), `d` (batch, steps, hidden), the result (batch, steps, entries)."
         ),
         judge=_judge_scores,
         solve=_solve_scores,
@@ -108,22 +108,24 @@ EXERCISES = (
     ),
     Exercise(
         question=(
-            "**2. Why a canonical start?** Suppose the hull's corners were listed counter-clockwise from a *random* corner. Even a perfect model could not know "
-            "which comes first. Write `answer(corners)`: the lowest mean loss (in nats a pointer, stop included) that any model can reach on hulls of that many corners."
+            "**2. Why a canonical start?** Suppose the hull's corners were listed counter-clockwise from a *random* corner. Even a perfect "
+            "model could not know which comes first. Write `answer(corners)`: the lowest mean loss (in nats a pointer, stop included) that "
+            "any model can reach on hulls of that many corners."
         ),
         judge=_judge_floor,
         solve=_solve_floor,
         wrong=math.log,
-        reason="only the first pointer is a guess, yet no model gets below it, and exact answers happen once in as many times as there are corners.",
+        reason="only the first pointer is a guess, yet no model gets below it; an exact answer comes once in as many times as there are corners.",
     ),
     Exercise(
         question=(
-            "**3. A pointer without parameters.** Sorting needs no training: write `answer(numbers, last, used)`, a score for each of the n numbers, given the number pointed "
-            "at last (-1 at first) and a bool mask of those used, so that pointing at the highest score, again and again, sorts any list."
+            "**3. A pointer without parameters.** Sorting needs no training: write `answer(numbers, last, used)`, a score for each of the n "
+            "numbers, given the number pointed at last (-1 at first) and a bool mask of those used, so that pointing at the highest score, "
+            "again and again, sorts any list."
         ),
         judge=_judge_sorter,
         solve=_solve_sorter,
         wrong=_wrong_sorter,
-        reason="sorting is pointing at the smallest number not yet used; a trained pointer network approximates this rule and blurs where numbers lie close.",
+        reason="sorting is pointing at the smallest number not yet used; a trained network approximates this and blurs where numbers lie close.",
     ),
 )

@@ -18,7 +18,7 @@ from mtlearn.lab.experiment import Arms, Claim, Experiment, Settings
 from mtlearn.lab.fit import fit
 from mtlearn.lab.seeds import stream
 from mtlearn.pointing.pointer_networks.baselines import FixedDictionary
-from mtlearn.pointing.pointer_networks.method import PointerNetwork, answer_loss
+from mtlearn.pointing.pointer_networks.method import Constraint, PointerNetwork, answer_loss
 
 Model = Literal["pointer", "attention", "plain"]
 Task = Literal["hull", "delaunay", "sort", "tour"]
@@ -28,8 +28,8 @@ Batches = Callable[[int], tuple[Tensor, Tensor]]  # number of points to inputs (
 def batches(task: Task, *, batch: int, generator: torch.Generator, pool: int = 50_000, sizes: range | None = None) -> Batches:
     """Fresh labelled batches of a task.
 
-    Hulls, triangulations and sort orders are labelled as they are drawn. Shortest tours are dearer: ``pool`` instances of each of ``sizes`` are solved
-    once and drawn again and again, renumbered, turned and mirrored, which changes both input and answer.
+    Hulls, triangulations and sort orders are labelled as they are drawn. Shortest tours are dearer: ``pool`` instances of each of ``sizes``
+    are solved once and drawn again and again, renumbered, turned and mirrored, which changes both input and answer.
     """
     if task == "tour":
         solved = {n: (points := planar.sample_points(pool, n, generator=generator), planar.shortest_tour(points)) for n in sizes or ()}
@@ -60,10 +60,18 @@ def build(model: Model, task: Task, hidden: int, dictionary: int) -> PointerNetw
 
 
 def train(
-    network: PointerNetwork, task: Task, sizes: range, draws: Batches, generator: torch.Generator, *, steps: int, learning_rate: float, progress: str | None = None
+    network: PointerNetwork,
+    task: Task,
+    sizes: range,
+    draws: Batches,
+    generator: torch.Generator,
+    *,
+    steps: int,
+    learning_rate: float,
+    progress: str | None = None,
 ) -> None:
-    """Teacher-forced maximum likelihood: one size a batch, uniform in ``sizes``; Adam with one cycle, gradient norm at most 2 (the paper's bound)."""
-    constraint = "tour" if task == "tour" else "none"
+    """Teacher-forced maximum likelihood: one size a batch, uniform in ``sizes``; Adam, one cycle, gradient norm at most 2 (the paper's)."""
+    constraint: Constraint = "tour" if task == "tour" else "none"
 
     def loss_at(step: int) -> Tensor:
         n = sizes[int(torch.randint(len(sizes), (), generator=generator))]
@@ -113,7 +121,7 @@ def _train(recipe: Recipe, progress: str | None) -> nn.Module:
 
 def _measure_hull(network: nn.Module) -> dict[str, float]:
     assert isinstance(network, PointerNetwork)
-    found = {}
+    found: dict[str, float] = {}
     for n in (5, 8, 10, 15, 20, 25, 30, 50):
         exact, area, _ = measure_hulls(network, planar.sample_points(1000, n, generator=stream(1, "measure", n)))
         found |= {f"exact_{n}": exact, f"area_{n}": area}
@@ -122,7 +130,7 @@ def _measure_hull(network: nn.Module) -> dict[str, float]:
 
 def _measure_tour(network: nn.Module) -> dict[str, float]:
     assert isinstance(network, PointerNetwork)
-    found = {}
+    found: dict[str, float] = {}
     for n in (5, 8, 10, 12):
         points = planar.sample_points(500, n, generator=stream(1, "measure", n))
         found |= {f"greedy_{n}": optimality(network, points, width=1), f"beam_{n}": optimality(network, points, width=8)}
@@ -201,6 +209,8 @@ class PointerSettings(Settings):
 
 
 ARMS: dict[str, Model] = {"pointer_network": "pointer", "seq2seq_attention": "attention", "seq2seq": "plain"}
+SORTING, TRIANGLES, OTHER_TRIANGLES = "pointer_network_sorting", "pointer_network_triangles", "triangles_of_another_instance"
+SHIPPED_SIZES = (5, 10, 20, 30)
 
 
 def run(settings: PointerSettings, seed: int, device: torch.device) -> Arms:
@@ -209,7 +219,7 @@ def run(settings: PointerSettings, seed: int, device: torch.device) -> Arms:
     def trained(model: Model, task: Task, sizes: range, steps: int, dictionary: int = 0) -> PointerNetwork:
         torch.manual_seed(seed)
         network = build(model, task, settings.hidden, dictionary).to(device)
-        generator = stream(seed, task, sizes)  # the same batches for every arm
+        generator = stream(seed, task, sizes.start, sizes.stop)  # the same batches for every arm
         on_device = batches(task, batch=settings.batch, generator=generator)
 
         def draws(n: int) -> tuple[Tensor, Tensor]:
@@ -248,14 +258,14 @@ def run(settings: PointerSettings, seed: int, device: torch.device) -> Arms:
         numbers = tests(n, 1)
         answers = sorter.decode(numbers).tokens[:, 0]
         exact = planar.same_answer(answers, planar.close(numbers[..., 0].argsort(1) + 1)).double().mean().item()
-        arms.setdefault("pointer_network_sorting", {})["sorted_smallest" if n == settings.smallest else "sorted_largest"] = exact
+        arms.setdefault(SORTING, {})["sorted_smallest" if n == settings.smallest else "sorted_largest"] = exact
 
     triangulator = trained("pointer", "delaunay", range(settings.smallest, settings.smallest + 1), settings.task_steps)
     points = tests(settings.smallest)
     truth = planar.delaunay(points)
     for arm, answers in (
-        ("pointer_network_delaunay", triangulator.decode(points, max_steps=truth.shape[1] + 3).tokens[:, 0]),
-        ("triangles_of_another_instance", truth.roll(1, 0)),
+        (TRIANGLES, triangulator.decode(points, max_steps=truth.shape[1] + 3).tokens[:, 0]),
+        (OTHER_TRIANGLES, truth.roll(1, 0)),
     ):
         coverage, exact_set = planar.triangle_coverage(answers, truth)
         arms[arm] = {"triangles_found": coverage.mean().item(), "triangulation_exact": exact_set.double().mean().item()}
@@ -263,7 +273,7 @@ def run(settings: PointerSettings, seed: int, device: torch.device) -> Arms:
     hull, tour = load(HULL, device=device), load(TOUR, device=device)
     assert isinstance(hull, PointerNetwork)
     assert isinstance(tour, PointerNetwork)
-    arms["shipped_hull"] = {f"exact_{n}": measure_hulls(hull, tests(n))[0] for n in (5, 10, 20, 30)}
+    arms["shipped_hull"] = {f"exact_{n}": measure_hulls(hull, tests(n))[0] for n in SHIPPED_SIZES}
     arms["shipped_hull"]["area_30"] = measure_hulls(hull, tests(30))[1]
     cities = tests(10)
     arms["shipped_tour"] = {"optimum_share_10": optimality(tour, cities, width=8)}
@@ -272,40 +282,85 @@ def run(settings: PointerSettings, seed: int, device: torch.device) -> Arms:
     return arms
 
 
+POINTER, ATTENTION, PLAIN = ARMS
 EXPERIMENT = Experiment(
     paper="pointer_networks",
-    question="Does pointing at the input beat naming it from a fixed dictionary, at equal steps, inside the sizes seen in training and beyond them?",
+    question="At equal steps, does pointing at the input beat naming it from a fixed dictionary, inside the training sizes and beyond them?",
     scales={
         "quick": PointerSettings(
-            seeds=2, smallest=5, largest=6, far=12, dictionary=12, beyond=16, steps=260, single_steps=40, task_steps=40, hidden=64, batch=64, learning_rate=6e-3, tests=100
+            seeds=2,
+            smallest=5,
+            largest=6,
+            far=12,
+            dictionary=12,
+            beyond=16,
+            steps=260,
+            single_steps=40,
+            task_steps=40,
+            hidden=64,
+            batch=64,
+            learning_rate=6e-3,
+            tests=100,
         ),
         "laptop": PointerSettings(
-            seeds=5, smallest=5, largest=12, far=20, dictionary=20, beyond=30, steps=700, single_steps=800, task_steps=500, hidden=96, batch=128, learning_rate=3e-3, tests=500
+            seeds=5,
+            smallest=5,
+            largest=12,
+            far=20,
+            dictionary=20,
+            beyond=30,
+            steps=700,
+            single_steps=800,
+            task_steps=500,
+            hidden=96,
+            batch=128,
+            learning_rate=3e-3,
+            tests=500,
         ),
         "paper": PointerSettings(
-            seeds=3, smallest=5, largest=50, far=100, dictionary=100, beyond=200, steps=8_000, single_steps=8_000, task_steps=8_000, hidden=512, batch=128, learning_rate=1e-3, tests=1000
+            seeds=3,
+            smallest=5,
+            largest=50,
+            far=100,
+            dictionary=100,
+            beyond=200,
+            steps=8_000,
+            single_steps=8_000,
+            task_steps=8_000,
+            hidden=512,
+            batch=128,
+            learning_rate=1e-3,
+            tests=1000,
         ),
     },
     claims=(
-        Claim("pointer_network", "seq2seq_attention", "exact_inside", 0.2, says="At the largest size it was trained on, the pointer network names more hulls exactly than seq2seq with attention"),
-        Claim("pointer_network", "seq2seq", "exact_inside", 0.2, says="... and than seq2seq without attention"),
-        Claim("pointer_network", "seq2seq_attention", "area_far", 0.5, says="Beyond the training sizes its polygons cover more of the true area than those of seq2seq with attention"),
-        Claim("pointer_network", None, "area_far", 0.85, says="Beyond the training sizes its polygons cover at least 85 % of the true area"),
-        Claim("pointer_network", "seq2seq_attention", "exact_beyond", 0.0, says="Beyond the dictionary's largest index it still names some hulls exactly; the dictionary cannot"),
-        Claim("pointer_network", "seq2seq_attention", "exact_one_size", 0.05, says="Trained on five points alone, where a dictionary suffices, the pointer network is ahead of seq2seq with attention"),
-        Claim("seq2seq_attention", "seq2seq", "exact_one_size", 0.2, says="... and attention is ahead of none"),
-        Claim("pointer_network", None, "exact_falls_more_than_area", 0.0, says="From the largest trained size to the far one exactness falls by more than area does"),
-        Claim("shipped_hull", None, "exact_30", 0.35, says="The shipped model, trained on 5 to 20 points, names at least 35 % of the hulls of 30 points exactly"),
-        Claim("shipped_tour", None, "optimum_share_10", 0.97, says="The shipped tour model comes within 3 % of the shortest tours of 10 cities (beam of 8)"),
-        Claim("shipped_tour", "nearest_neighbour", "optimum_share_10", 0.0, says="... and its tours are shorter than the nearest neighbour's"),
-        Claim("pointer_network_delaunay", "triangles_of_another_instance", "triangles_found", 0.1, says="Triangulations of five points: it finds more of the true triangles than another instance's answer would"),
-        Claim("pointer_network_sorting", None, "sorted_smallest", 0.9, says="A few hundred steps are enough to sort five numbers in 90 % of the cases"),
+        Claim(
+            POINTER,
+            ATTENTION,
+            "exact_inside",
+            0.2,
+            says="At its largest training size the pointer network names more hulls exactly than attention does",
+        ),
+        Claim(POINTER, PLAIN, "exact_inside", 0.2, says="... and more than sequence to sequence without attention"),
+        Claim(POINTER, ATTENTION, "area_far", 0.5, says="Beyond the training sizes its polygons cover more of the true area than attention's"),
+        Claim(POINTER, None, "area_far", 0.85, says="Beyond the training sizes its polygons cover at least 85 % of the true area"),
+        Claim(POINTER, ATTENTION, "exact_beyond", says="Beyond the dictionary's last index it still names some hulls exactly"),
+        Claim(POINTER, ATTENTION, "exact_one_size", 0.05, says="On five points alone, where a dictionary suffices, it is ahead of attention"),
+        Claim(ATTENTION, PLAIN, "exact_one_size", 0.2, says="... and attention is ahead of sequence to sequence without it"),
+        Claim(POINTER, None, "exact_falls_more_than_area", says="From the largest training size to the far one, exactness falls more than area"),
+        Claim("shipped_hull", None, "exact_30", 0.35, says="The shipped model, trained on 5 to 20 points, names 35 % of the hulls of 30 exactly"),
+        Claim(
+            "shipped_tour", None, "optimum_share_10", 0.97, says="The shipped tour model is within 3 % of the shortest tours of 10 cities (beam 8)"
+        ),
+        Claim("shipped_tour", "nearest_neighbour", "optimum_share_10", says="... and its tours are shorter than nearest-neighbour tours"),
+        Claim(TRIANGLES, OTHER_TRIANGLES, "triangles_found", 0.1, says="Of five points' triangles it finds more than another instance's answer does"),
+        Claim(SORTING, None, "sorted_smallest", 0.9, says="500 steps on 5 to 12 numbers are enough to sort five of them in 90 % of the cases"),
     ),
     run=run,
     units={
-        "exact_inside": "share of hulls, largest size trained on",
-        "area_inside": "share of the true area, largest size trained on",
-        "valid_inside": "share of valid polygons, largest size trained on",
+        "exact_inside": "share of hulls, largest training size",
+        "area_inside": "share of the true area, largest training size",
+        "valid_inside": "share of valid polygons, largest training size",
         "exact_far": "share of hulls, beyond the training sizes",
         "area_far": "share of the true area, beyond the training sizes",
         "exact_beyond": "share of hulls, beyond the dictionary",
@@ -317,8 +372,8 @@ EXPERIMENT = Experiment(
         "triangles_found": "share of the true triangles",
         "triangulation_exact": "share of instances",
         "optimum_share_10": "shortest length / length, 10 cities",
-        **{f"exact_{n}": f"share of hulls of {n} points" for n in (5, 10, 20, 30)},
+        **{f"exact_{n}": f"share of hulls of {n} points" for n in SHIPPED_SIZES},
         "area_30": "share of the true area, 30 points",
     },
     pairs="seeds; test sets for the shipped models",
-)  # fmt: skip
+)

@@ -85,7 +85,7 @@ class Canvas:
             self.selected = 0 if self.selected is None else (self.selected + 1) % len(self.points)
         elif key in moves:
             self.selected = self.selected or 0
-            self.points[self.selected] = np.clip(self.points[self.selected] + np.float32(moves[key]), 0, 1)
+            self.points[self.selected] = np.clip(self.points[self.selected] + np.array(moves[key], dtype=np.float32), 0, 1)
         elif key in ("Delete", "Backspace") and self.selected is not None:
             self._remove()
 
@@ -105,7 +105,7 @@ class Canvas:
         try:
             planar.check_general_position(points[None])
         except ValueError as error:
-            square.scatter(*self.points.T, color=GREY, s=60)
+            square.scatter(self.points[:, 0], self.points[:, 1], color=GREY, s=60)
             square.set_title(str(error).replace("; ", "\n").replace(": ", ":\n"), fontsize=10, color=VERMILION)
             table.set_axis_off()
             return str(error)
@@ -146,12 +146,24 @@ class Canvas:
         axes.plot(*place[path].T, color=BLUE, linewidth=2, zorder=2)
         nameable = np.arange(1, len(place) + 1) <= reach
         glow = row[1:].numpy()
-        axes.scatter(*place[nameable].T, c=glow[nameable], s=90 + 350 * glow[nameable], vmin=0, vmax=1, edgecolor=BLACK, linewidth=0.8, zorder=3)
-        axes.scatter(*place[~nameable].T, color=BLACK, marker="X", s=110, zorder=3)
-        if chosen[-1] != STOP:
-            axes.scatter(*place[chosen[-1] - 1], facecolor="none", edgecolor=VERMILION, linewidth=2.2, s=620, zorder=4)
+        axes.scatter(
+            place[nameable, 0],
+            place[nameable, 1],
+            c=glow[nameable],
+            s=90 + 350 * glow[nameable],
+            vmin=0,
+            vmax=1,
+            edgecolor=BLACK,
+            linewidth=0.8,
+            zorder=3,
+        )
+        axes.scatter(place[~nameable, 0], place[~nameable, 1], color=BLACK, marker="X", s=110, zorder=3)
+        rings = [(chosen[-1] - 1, VERMILION, "-", 620)] if chosen[-1] != STOP else []
         if self.selected is not None:
-            axes.scatter(*place[self.selected], facecolor="none", edgecolor=BLUE, linestyle=":", linewidth=1.8, s=900, zorder=4)
+            rings.append((self.selected, BLUE, ":", 900))
+        for index, colour, line, size in rings:
+            x, y = place[index]
+            axes.scatter(x, y, facecolor="none", edgecolor=colour, linestyle=line, linewidth=2, s=size, zorder=4)
         for index, (x, y) in enumerate(place, 1):
             axes.annotate(str(index), (x, y), (0, 11), textcoords="offset points", ha="center", fontsize=9, zorder=5)
 
@@ -170,7 +182,10 @@ def _draw_table(axes: Axes, rows: torch.Tensor, answer: list[int], step: int, re
     if steps > 16:
         axes.set_yticks(range(0, steps, 5), [str(at + 1) for at in range(0, steps, 5)])
     axes.set(xlabel="points at: stop, or point number", ylabel="decoder step")
-    axes.set_title(f"step {step}: " + ("stop" if answer[step - 1] == STOP else f"point {answer[step - 1]}") + f", p = {rows[step - 1, answer[step - 1]]:.2f}", fontsize=11)
+    axes.set_title(
+        f"step {step}: " + ("stop" if answer[step - 1] == STOP else f"point {answer[step - 1]}") + f", p = {rows[step - 1, answer[step - 1]]:.2f}",
+        fontsize=11,
+    )
     axes.figure.colorbar(axes.images[0], ax=axes, label="probability", fraction=0.05)
 
 
@@ -191,7 +206,7 @@ def explorer(seed: int = 0) -> Explorer:
             "n": slider("points", 12, FEWEST, MOST),
             "step": slider("decoder step", 4, 1, MOST + 1),
         },
-        title="Click to add a point, drag to move it, shift-click to remove it. With the keyboard: n chooses the next point, arrows move it, Delete removes it.",
+        title="Click to add a point, drag to move it, shift-click to remove it (keys: n chooses the next point, arrows move it, Delete removes it)",
         figsize=(9.6, 4.6),
         seed=seed,
         on_pointer=on_pointer,
