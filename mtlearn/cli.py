@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtlearn.lab.checkpoints import Checkpoint
-    from mtlearn.lab.experiment import Experiment
     from mtlearn.lab.result import Result
     from mtlearn.lab.runner import Outcome
 
@@ -62,8 +61,8 @@ def list_papers(chapter: Annotated[str | None, typer.Option(help="One chapter on
         table.add_column(heading, no_wrap=heading != "title")
     last = ""
     for paper in rows:
-        parts = "".join(letter if getattr(paper, part) else "·" for letter, part in zip("MEXNT", _PARTS, strict=True))
-        table.add_row(paper.chapter if paper.chapter != last else "", paper.slug, paper.title, str(paper.year), parts)
+        letters = "".join(letter if getattr(paper, part) else "·" for letter, part in zip("MEXNT", _PARTS, strict=True))
+        table.add_row(paper.chapter if paper.chapter != last else "", paper.slug, paper.title, str(paper.year), letters)
         last = paper.chapter
     _console().print(table)
     _console().print("parts: M method, E experiment, X explorer, N notebook, T tests", style="dim")
@@ -134,30 +133,33 @@ def reproduce(
     if sum((bool(papers), chapter is not None, tour)) > 1:
         raise ValueError("give paper names, --chapter or --tour, one of them")
     if tour:
-        slugs = [next(iter(found)) for c in catalogue.chapters() if (found := [p.slug for p in catalogue.papers(c.slug) if p.experiment and p.result])]
+        slugs = [
+            next(iter(found)) for c in catalogue.chapters() if (found := [p.slug for p in catalogue.papers(c.slug) if p.experiment and p.result])
+        ]
     else:
-        slugs = papers or [p.slug for p in catalogue.papers(chapter) if p.experiment]
+        slugs = list(dict.fromkeys(papers or [p.slug for p in catalogue.papers(chapter) if p.experiment]))
     if not slugs:
-        raise ValueError(f"no paper of {chapter or 'the catalogue'} has an experiment yet")
+        raise ValueError(f"no paper of {chapter or 'the catalogue'} has an experiment{' with a recorded result' if tour else ''} yet")
     outcome = _run(slugs, scale or ("quick" if tour else "laptop"), seeds, device, jobs, dask, store, fresh, check)
     _print_verdicts(outcome.results, leading=tour)
     path = _write_report(output, outcome.results)
     console = _console()
     console.print(f"\nreport: {path}")
     if tour:
-        console.print("next: `make lab` opens notebooks/00_start_here.ipynb; `mtlearn papers` lists everything; `mtlearn show PAPER` tells one paper's story")
+        console.print(
+            "next: `make lab` opens notebooks/00_start_here.ipynb; `mtlearn papers` lists everything; `mtlearn show PAPER` tells one paper's story"
+        )
     _finish(outcome, check)
 
 
 @app.command()
-def report(
-    output: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"), store: Folder = None
-) -> None:
+def report(output: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"), store: Folder = None) -> None:
     """Write report/index.html: every claim, its figure, its verdict and how it was obtained."""
     from mtlearn.lab.runner import stored
 
-    experiments = [catalogue.experiment(paper.slug) for paper in catalogue.papers() if paper.experiment]
-    print(f"report: {_write_report(output, stored(experiments, folder=store))}")
+    outcome = stored([catalogue.experiment(paper.slug) for paper in catalogue.papers() if paper.experiment], folder=store)
+    _print_notes(outcome)
+    print(f"report: {_write_report(output, outcome.results)}")
 
 
 @app.command()
@@ -165,8 +167,10 @@ def lab() -> None:
     """Open JupyterLab on the notebooks."""
     from mtlearn.paths import notebooks
 
-    start = notebooks() / "00_start_here.ipynb"
-    sys.exit(subprocess.call([sys.executable, "-m", "jupyter", "lab", str(start), *(["--allow-root"] if getattr(os, "geteuid", lambda: 1)() == 0 else [])]))
+    command = [sys.executable, "-m", "jupyter", "lab", str(notebooks() / "00_start_here.ipynb")]
+    if getattr(os, "geteuid", lambda: 1)() == 0:
+        command.append("--allow-root")  # a container's only user; Jupyter refuses otherwise
+    raise typer.Exit(subprocess.call(command))
 
 
 @app.command()
@@ -185,9 +189,21 @@ def new(chapter: str, paper: str) -> None:
 @data_app.command("list")
 def data_list() -> None:
     """List every file: dataset, size, licence, where it is."""
+    import rich.box
+    from rich.table import Table
+
     from mtlearn.datasets import benchmarks
 
-    benchmarks_table(benchmarks)
+    table = Table(box=rich.box.SIMPLE_HEAD)
+    for heading in ("dataset", "file", "bytes", "licence", "SHA-256", "where it is; else where it comes from"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == "bytes" else "left")
+    for name in benchmarks.names():
+        row = benchmarks.benchmark(name)
+        for file in row.files:
+            where = benchmarks.locate(name, file.name) or f"- {file.address or file.made}"
+            cells = (name if file is row.files[0] else "", file.name, f"{file.bytes:,}", row.licence, file.sha256[:12], str(where))
+            table.add_row(*map(_plain, cells))
+    _console(wide=260).print(table)
 
 
 @data_app.command("fetch")
@@ -195,17 +211,27 @@ def data_fetch(names: Annotated[list[str] | None, typer.Argument(metavar="[DATAS
     """Fetch datasets (all when none is named) into the cache, or find them in MTLEARN_DATA."""
     from mtlearn.datasets import benchmarks
 
-    for name in names or benchmarks.names():
-        for path in benchmarks.fetch(name):
-            print(path)
+    wrong = []
+    for row in [benchmarks.benchmark(name) for name in names or benchmarks.names()]:
+        for file in row.files:
+            try:
+                print(benchmarks.fetch(row.name, file.name, progress=sys.stderr.isatty()))
+            except (benchmarks.MissingFileError, benchmarks.RefusedFileError) as error:  # the other files are fetched all the same
+                wrong.append(str(error))
+    _leave_with(wrong)
 
 
 @data_app.command("verify")
 def data_verify(names: Annotated[list[str] | None, typer.Argument(metavar="[DATASET]...")] = None) -> None:
-    """Compare the files that are here with their recorded SHA-256."""
+    """Compare the files that are here with their recorded SHA-256; exit 1 where one is wrong."""
     from mtlearn.datasets import benchmarks
 
-    benchmarks_verify(benchmarks, names)
+    wrong = []
+    for check in [check for name in names or benchmarks.names() for check in benchmarks.verify(name)]:
+        print(f"{check.state:<8}{check.dataset}/{check.file}{f' in {check.path.parent}' if check.path else ''}")
+        if check.state == "wrong":
+            wrong.append(f"{check.path} is not the published file; move it away and `mtlearn data fetch {check.dataset}` gets the right one")
+    _leave_with(wrong)
 
 
 @checkpoints_app.command("list")
@@ -213,14 +239,20 @@ def checkpoints_list() -> None:
     """List the shipped models: size, what was measured, how long they took."""
     from rich.table import Table
 
-    from mtlearn.lab.checkpoints import provenance
+    from mtlearn.lab.checkpoints import CheckpointError, provenance
 
     table = Table("name", "bytes", "CPU seconds", "measured", box=None)
+    wrong = []
     for checkpoint in _checkpoints():
-        found = provenance(checkpoint)
+        try:
+            found = provenance(checkpoint)
+        except CheckpointError as error:
+            wrong.append(str(error))
+            continue
         measured = ", ".join(f"{name} {value:.3g}" for name, value in found["measured"].items())
         table.add_row(checkpoint.name, f"{found['bytes']:,}", f"{found['cpu_seconds']:,}", measured)
     _console().print(table)
+    _leave_with(wrong)
 
 
 @checkpoints_app.command("make")
@@ -246,12 +278,25 @@ def _checkpoints() -> "list[Checkpoint]":
 
 
 def _run(
-    slugs: "Sequence[str]", scale: str, seeds: int | None, device: str, jobs: int | None, dask: str | None, store: Path | None, fresh: bool, check: bool
+    slugs: "Sequence[str]",
+    scale: str,
+    seeds: int | None,
+    device: str,
+    jobs: int | None,
+    dask: str | None,
+    store: Path | None,
+    fresh: bool,
+    check: bool,
 ) -> "Outcome":
     """Run with a progress bar on stderr, so that stdout holds results alone."""
     rows = [catalogue.paper(slug) for slug in slugs]  # a wrong name is told before anything heavy is loaded
-    if check and scale != "laptop":
-        raise ValueError(f"--check compares with the recorded laptop results, so it needs --scale laptop, got {scale}")
+    if check:
+        if scale != "laptop":
+            raise ValueError(f"--check compares with the recorded laptop results, so it needs --scale laptop, got {scale}")
+        from mtlearn.lab.result import recorded
+
+        for row in rows:
+            recorded(row.slug)  # what is missing is told before an hour is spent
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -260,13 +305,13 @@ def _run(
     experiments = [catalogue.experiment(row.slug) for row in rows]
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("seeds", total=None)
 
         def on_plan(todo: int, stored: int) -> None:
             progress.update(bar, total=todo + stored, completed=stored)
             if stored:
-                console.print(f"{stored} of {todo + stored} seeds were in the store already; --fresh runs them again", style="dim")
+                console.print(f"{stored} of {todo + stored} seeds were in the store already; --fresh runs them again", style="dim", soft_wrap=True)
 
         def on_seed(paper: str, seed: int) -> None:
             progress.update(bar, advance=1, description=f"{paper}, seed {seed}")
@@ -279,9 +324,13 @@ def _run(
             progress.stop()
             print("interrupted: finished seeds are kept, the same command goes on from there", file=sys.stderr)
             os._exit(INTERRUPTED)  # workers in the middle of a seed must not hold the terminal
-    for note in outcome.notes:
-        console.print(f"note: {note}", style="yellow", markup=False)
+    _print_notes(outcome)
     return outcome
+
+
+def _print_notes(outcome: "Outcome") -> None:
+    for note in outcome.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _finish(outcome: "Outcome", check: bool) -> None:
@@ -297,13 +346,19 @@ def _finish(outcome: "Outcome", check: bool) -> None:
             then = recorded(result.paper).claims
             names = [dataclasses.replace(c, difference=0, low=None, high=None, verdict="undecided") for c in then]
             if names != [dataclasses.replace(c, difference=0, low=None, high=None, verdict="undecided") for c in result.claims]:
-                wrong.append(f"{result.paper}: its claims are not the recorded ones; record them anew with `mtlearn run {result.paper} --scale laptop --json`")
+                again = f"`mtlearn run {result.paper} --scale laptop --json`"
+                wrong.append(f"{result.paper}: its claims are not the recorded ones; record them anew with {again}")
                 continue
             wrong += [
                 f"{result.paper}: {_says(now)}: {now.verdict} now, {before.verdict} as recorded"
                 for now, before in zip(result.claims, then, strict=True)
                 if now.verdict != before.verdict
             ]
+    _leave_with(wrong)
+
+
+def _leave_with(wrong: "Sequence[str]") -> None:
+    """A line on stderr for each thing that is wrong, and exit status 1; nothing where all is well."""
     for line in wrong:
         print(f"error: {line}", file=sys.stderr)
     if wrong:
@@ -331,7 +386,7 @@ def _print_verdicts(results: "Sequence[Result]", *, leading: bool = False) -> No
     for result in results:
         for number, verdict in enumerate(result.claims[:1] if leading else result.claims):
             word = f"[{colours[verdict.verdict]}]{verdict.verdict}[/]"
-            table.add_row(result.paper if number == 0 else "", _says(verdict), interval(verdict), f"{verdict.margin:g}", word)
+            table.add_row(result.paper if number == 0 else "", _plain(_says(verdict)), interval(verdict), f"{verdict.margin:g}", word)
     _console().print(table)
 
 
@@ -345,28 +400,39 @@ def _write_report(output: Path, results: "Sequence[Result]") -> Path:
     return write_report(output / "index.html", here)
 
 
-def _console() -> Any:
+def _plain(text: str) -> Any:
+    """Text whose square brackets are no markup."""
+    from rich.text import Text
+
+    return Text(text)
+
+
+def _console(*, wide: int = 160) -> Any:
+    """The terminal, or a page ``wide`` columns wide where stdout is none."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 160, soft_wrap=False)
+    return Console(width=None if sys.stdout.isatty() else wide)
 
 
 def main() -> None:
     """Entry point: errors become one line on stderr; 2 for wrong use, 1 for a part that broke, 130 after Ctrl-C."""
     try:
-        app()
-    except (ValueError, LookupError) as error:
-        _leave(error, WRONG_USE)
-    except (RuntimeError, OSError) as error:
-        _leave(error, BROKEN)
+        sys.exit(app(standalone_mode=False))
+    except typer.TyperException as error:
+        if message := error.format_message():  # there is none where the help was printed
+            context = getattr(error, "ctx", None)
+            _say(message + (f" (`{context.command_path} --help` tells more)" if context else ""))
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if os.environ.get("MTLEARN_TRACEBACK"):
+            traceback.print_exception(error)
+        expected = isinstance(error, (ValueError, RuntimeError, OSError)) or type(error) is LookupError
+        _say(str(error) if expected else f"{type(error).__name__}: {error}; MTLEARN_TRACEBACK=1 shows where")
+        sys.exit(WRONG_USE if expected and not isinstance(error, (RuntimeError, OSError)) else BROKEN)
 
 
-def _leave(error: Exception, status: int) -> None:
-    if os.environ.get("MTLEARN_TRACEBACK"):
-        traceback.print_exception(error)
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(status)
+def _say(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

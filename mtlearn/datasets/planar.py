@@ -20,6 +20,7 @@ from torch import Tensor
 
 STOP, PAD = 0, -1
 LARGEST_TOUR = 16
+LARGEST_TRIPLES = 8  # up to here trying all triples of a batch at once is faster than Qhull instance by instance
 
 
 def sample_points(batch: int, n: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -101,21 +102,50 @@ def delaunay(points: Tensor) -> Tensor:
     Returns:
         (batch, 3 t + 1) int64: triples of 1..n, then ``STOP``, then ``PAD``; t is the largest triangulation of the batch.
     """
-    exact = check_general_position(points).double().cpu().numpy()
+    exact = check_general_position(points).double()
+    triangles, real = _small_triangulations(exact) if points.shape[1] <= LARGEST_TRIPLES else _large_triangulations(exact)
+    corner = exact.gather(1, triangles.flatten(1)[..., None].expand(-1, -1, 2)).unflatten(1, triangles.shape[1:])  # (batch, t, 3, 2)
+    opposite = torch.linalg.vector_norm(corner.roll(-1, 2) - corner.roll(1, 2), dim=-1)  # side facing each corner
+    incentre = (opposite[..., None] * corner).sum(2) / opposite.sum(2, keepdim=True)
+    incentre = incentre.masked_fill(~real[..., None], torch.inf)  # padding goes last
+    order = incentre[..., 1].argsort(dim=1, stable=True)
+    order = order.gather(1, incentre[..., 0].gather(1, order).argsort(dim=1, stable=True))
+    flat = triangles.gather(1, order[..., None].expand(-1, -1, 3)).flatten(1) + 1
+    length = 3 * real.sum(1, keepdim=True)
+    position = torch.arange(int(length.max()) + 1, device=points.device)
+    return close(flat)[:, : len(position)].masked_fill(position >= length, PAD).scatter(1, length, STOP)
+
+
+@lru_cache
+def _triples(n: int) -> Tensor:
+    return torch.combinations(torch.arange(n), 3)
+
+
+def _small_triangulations(exact: Tensor) -> tuple[Tensor, Tensor]:
+    """Ascending triples (batch, t, 3) from 0 and which are real, (batch, t): those whose circumcircle holds no other point."""
+    triples = _triples(exact.shape[1]).to(exact.device)
+    a, b, c = exact[:, triples].unbind(2)  # each (batch, triples, 2)
+    # d lies inside the circle through a, b, c (counter-clockwise) when this determinant is positive
+    rows = [corner[:, :, None] - exact[:, None] for corner in (a, b, c)]  # (batch, triples, n, 2)
+    lifted = torch.stack([torch.cat([row, row.pow(2).sum(-1, keepdim=True)], -1) for row in rows], -2)
+    turn = ((b - a)[..., 0] * (c - a)[..., 1] - (b - a)[..., 1] * (c - a)[..., 0])[..., None]
+    own = (triples[:, :, None] == torch.arange(exact.shape[1], device=exact.device)).any(1)
+    empty = ((torch.linalg.det(lifted) * turn.sign() <= 0) | own).all(-1) & (turn[..., 0] != 0)  # (batch, triples)
+    order = empty.int().argsort(dim=1, descending=True, stable=True)[:, : int(empty.sum(1).max())]
+    return triples[order], empty.gather(1, order)
+
+
+def _large_triangulations(exact: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by Qhull, one instance after another."""
     rows = []
-    for row, instance in enumerate(exact):
+    for row, instance in enumerate(exact.cpu().numpy()):
         try:
-            triangles = np.sort(Delaunay(instance).simplices, 1)
+            rows.append(torch.from_numpy(np.sort(Delaunay(instance).simplices, 1)).long())
         except QhullError as error:  # pragma: no cover - check_general_position refuses what Qhull refuses
             raise ValueError(f"instance {row} has no Delaunay triangulation: {str(error).splitlines()[0]}") from error
-        corner = instance[triangles]  # (t, 3, 2)
-        opposite = np.linalg.norm(np.roll(corner, -1, 1) - np.roll(corner, 1, 1), axis=-1)  # side facing each corner
-        incentre = (opposite[..., None] * corner).sum(1) / opposite.sum(1)[:, None]
-        rows.append(torch.from_numpy(triangles[np.lexsort((incentre[:, 1], incentre[:, 0]))].reshape(-1) + 1))
-    answer = torch.full((len(rows), max(map(len, rows)) + 1), PAD, dtype=torch.int64)
-    for row, flat in enumerate(rows):
-        answer[row, : len(flat)], answer[row, len(flat)] = flat, STOP
-    return answer.to(points.device)
+    triangles = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    real = torch.arange(triangles.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    return triangles.to(exact.device), real.to(exact.device)
 
 
 @lru_cache(maxsize=LARGEST_TOUR)

@@ -53,24 +53,30 @@ class PointerEvent:
 
 
 class Picture(anywidget.AnyWidget):
-    """An image that sends mouse and keyboard events back; ``png`` is what it shows, ``alt`` what a screen reader says."""
+    """An image that sends mouse and keyboard events back; ``png`` is what it shows, ``alt`` what a screen reader says.
+
+    On the page ``data-drawn`` tells which drawing is shown, so that a browser test sees a redraw even where it changed nothing.
+    """
 
     _esm = """
     function render({ model, el }) {
       const image = document.createElement("img");
       image.className = "mtlearn-picture";
       image.draggable = false;
-      let address = null;
       function show() {
-        const data = model.get("png");
-        const next = URL.createObjectURL(new Blob([data], { type: "image/png" }));
-        const old = address;
+        const drawn = model.get("drawn");
+        const next = URL.createObjectURL(new Blob([model.get("png")], { type: "image/png" }));
         const loader = new Image();
-        loader.onload = () => { image.src = next; address = next; if (old) URL.revokeObjectURL(old); };
+        loader.onload = () => {
+          if (drawn < Number(image.dataset.drawn || 0)) { URL.revokeObjectURL(next); return; }  // a later one was faster
+          const old = image.src;
+          image.src = next;
+          image.dataset.drawn = drawn;
+          if (old) URL.revokeObjectURL(old);
+        };
         loader.src = next;
         image.alt = model.get("alt");
         image.setAttribute("aria-label", model.get("alt"));
-        image.dataset.drawn = model.get("drawn");
       }
       function place(event) {
         const box = image.getBoundingClientRect();
@@ -170,6 +176,7 @@ class Explorer:
         self.widget = widgets.VBox(
             [*heading, widgets.Box(list(self.controls.values()), layout=row), widgets.Box(list(buttons.values()), layout=row), *extra, self.picture]
         )
+        self.widget.add_class("mtlearn-explorer")  # what a browser test looks for
         self.redraw()
 
     @property

@@ -1,5 +1,6 @@
 """Show code in a notebook from where it lives, so that text and code never drift apart."""
 
+import ast
 import inspect
 from dataclasses import dataclass
 from textwrap import dedent
@@ -22,9 +23,9 @@ class Source:
 def source(thing: Any, *, doc: bool = False) -> Source:
     """The source of a function, method or class, without its docstring unless ``doc``."""
     code = dedent(inspect.getsource(thing)).rstrip()
-    text = inspect.getdoc(thing)
-    if not doc and text and '"""' in code:
-        opening = code.index('"""')
-        closing = code.index('"""', opening + 3) + 3
-        code = code[: code.rindex("\n", 0, opening)] + code[closing:]
+    match getattr(ast.parse(code).body[0], "body", []):
+        case [ast.Expr(value=ast.Constant(value=str()), lineno=first, end_lineno=last), _, *_] if not doc:
+            lines = code.splitlines()
+            del lines[first - 1 : last]
+            code = "\n".join(lines)
     return Source(code)

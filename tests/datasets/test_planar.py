@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.spatial import ConvexHull
+from scipy.spatial import ConvexHull, Delaunay
 
 from mtlearn.datasets import planar
 from mtlearn.lab.seeds import stream
@@ -79,8 +79,17 @@ def test_nearest_neighbour_visits_all_and_is_never_shorter_than_the_optimum() ->
     assert ratio.max() > 1.05
 
 
-def test_triangulations_are_delaunay_and_in_canonical_order() -> None:
-    points = planar.sample_points(10, 9, generator=stream(6))
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32), st.integers(3, 10))
+def test_trying_all_triples_finds_qhulls_triangles(seed: int, n: int) -> None:
+    points = planar.sample_points(3, n, generator=stream(seed))
+    for flat, instance in zip(trimmed(planar.delaunay(points)), points.double().numpy(), strict=True):
+        assert {tuple(t) for t in np.array(flat).reshape(-1, 3).tolist()} == {tuple(sorted(t)) for t in (Delaunay(instance).simplices + 1).tolist()}
+
+
+@pytest.mark.parametrize("n", [9, 14])
+def test_triangulations_are_delaunay_and_in_canonical_order(n: int) -> None:
+    points = planar.sample_points(10, n, generator=stream(6))
     for instance, flat in zip(points.double(), trimmed(planar.delaunay(points)), strict=True):
         triples = np.array(flat).reshape(-1, 3)
         assert (np.diff(triples, axis=1) > 0).all()

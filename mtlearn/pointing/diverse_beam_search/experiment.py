@@ -70,11 +70,15 @@ class Corpus:
     test: Examples
 
 
+def module(file: str) -> str:
+    """The name of a file's module; a package's ``__init__`` goes by its folder."""
+    parts = file.removesuffix(".py").split("/")
+    return parts[-2] if parts[-1] == "__init__" and len(parts) > 1 else parts[-1]
+
+
 def pieces(file: str, name: str) -> list[str]:
     """What the model reads: the last two pieces of the file's name, a slash, the pieces of the function's name; the last 16 of these."""
-    stem = file.rsplit("/", 1)[-1].removesuffix(".py")
-    stem = file.rsplit("/", 2)[-2] if stem == "__init__" and "/" in file else stem
-    return [*subtokens(stem)[-2:], "/", *subtokens(name)][-LONGEST_NAME:]
+    return [*subtokens(module(file))[-2:], "/", *subtokens(name)][-LONGEST_NAME:]
 
 
 @cache

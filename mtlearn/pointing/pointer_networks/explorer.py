@@ -11,10 +11,9 @@ from matplotlib.patches import Rectangle
 from mtlearn.datasets import planar
 from mtlearn.explore import Explorer, PointerEvent, choice, slider
 from mtlearn.explore.style import BLACK, BLUE, GREY, LIGHT, VERMILION
-from mtlearn.lab.checkpoints import load
 from mtlearn.lab.seeds import stream
 from mtlearn.pointing.pointer_networks.baselines import FixedDictionary
-from mtlearn.pointing.pointer_networks.experiment import DICTIONARY, HULL, TOUR
+from mtlearn.pointing.pointer_networks.experiment import DICTIONARY, HULL, TOUR, shipped
 from mtlearn.pointing.pointer_networks.method import START, STOP, PointerNetwork
 
 HULL_POINTED, HULL_NAMED, TOUR_POINTED = "hull: pointer network", "hull: fixed dictionary", "tour: pointer network"
@@ -26,9 +25,7 @@ REACH = 0.04  # how near the mouse must be to a point to take it, in units of th
 
 @cache
 def _shipped(answerer: str) -> PointerNetwork:
-    network = load(SHIPPED[answerer])
-    assert isinstance(network, PointerNetwork)
-    return network
+    return shipped(SHIPPED[answerer])
 
 
 @torch.no_grad()
@@ -194,12 +191,12 @@ def explorer(seed: int = 0) -> Explorer:
     canvas = Canvas(seed)
 
     def on_pointer(event: PointerEvent) -> None:
-        shown.controls["n"].value = canvas.handle(event)
+        view.controls["n"].value = canvas.handle(event)
 
     def on_reset() -> None:
         canvas.points, canvas.selected = canvas.points[:0], None
 
-    shown = Explorer(
+    view = Explorer(
         canvas.draw,
         {
             "answerer": choice("answered by", tuple(SHIPPED)),
@@ -219,4 +216,4 @@ def explorer(seed: int = 0) -> Explorer:
         },
         on_reset=on_reset,
     )
-    return shown
+    return view

@@ -1,7 +1,9 @@
 """Does a hint reach longer lists? Sorting with side tasks, at equal steps and at equal sequences, and what length scales add."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from mtlearn.datasets.sequences import (
     sample_numbers,
     sort_examples,
 )
+from mtlearn.lab.checkpoints import Checkpoint
 from mtlearn.lab.experiment import Arms, Claim, Experiment, Settings
 from mtlearn.lab.fit import fit
 from mtlearn.lab.seeds import seeded, stream
@@ -28,7 +31,7 @@ from mtlearn.pointing.task_hinting.method import (
     hand_set_sorter,
     multitask_loss,
 )
-from mtlearn.pointing.transformer import CausalTransformer
+from mtlearn.pointing.transformer import Attention, CausalTransformer
 
 Draw = Callable[[], Examples]
 
@@ -88,13 +91,19 @@ class Arm:
     scale: str = "none"
 
 
-SORTING: dict[str, Arm] = {
+REPEATED: dict[str, Arm] = {
     "main only": Arm(),
     "+ successor": Arm(beside="successor"),
     "+ count": Arm(beside="count"),
     "twice the main": Arm(beside="main"),
-    "twice the main, log n": Arm(beside="main", scale="log"),
-    "twice the main, learned tau": Arm(beside="main", scale="learned"),
+    "main only, log n": Arm(scale="log"),
+}
+DISTINCT: dict[str, Arm] = {
+    "distinct, main only": Arm(),
+    "distinct, + successor": Arm(beside="successor"),
+    "distinct, twice the main": Arm(beside="main"),
+    "distinct, log n": Arm(scale="log"),
+    "distinct, learned tau": Arm(scale="learned"),
 }
 INCREMENT: dict[str, Arm] = {
     "increment only": Arm("increment"),
@@ -129,10 +138,11 @@ def build(recipe: Recipe, seed: int, scale: str = "none") -> CausalTransformer:
 
 
 def train(recipe: Recipe, arm: Arm, seed: int, device: torch.device | str = "cpu", *, progress: str | None = None) -> CausalTransformer:
-    """Train one arm. Main batches are the same in every arm of a seed: what comes beside them draws from a stream of its own."""
+    """Train one arm. Main batches are the same in every arm of a seed and a world: what comes beside them draws from a stream of its own."""
     model = build(recipe, seed, arm.scale).to(device)
-    main = draw_from(recipe, arm.main, stream(seed, "main"))
-    other = draw_from(recipe, arm.main if arm.beside == "main" else arm.beside, stream(seed, "beside")) if arm.beside else None
+    world = "distinct" if recipe.distinct else "repeated"
+    main = draw_from(recipe, arm.main, stream(seed, world, "main"))
+    other = draw_from(recipe, arm.main if arm.beside == "main" else arm.beside, stream(seed, world, "beside")) if arm.beside else None
 
     def loss_at(step: int) -> Tensor:
         first = main().to(device)
@@ -153,7 +163,7 @@ def stretched(longest: int, stretch: float) -> int:
 
 
 def accuracies(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     recipe: Recipe,
     stretches: Sequence[float],
     rows: int,
@@ -184,6 +194,15 @@ def accuracies(
     return found
 
 
+def sharpened_at_test(model: CausalTransformer, recipe: Recipe) -> CausalTransformer:
+    """A copy of a model trained without a length scale, with tau = log i / log n_0 on the rows that are longer than any it was trained on."""
+    copy = deepcopy(model)
+    for attention in copy.modules():
+        if isinstance(attention, Attention):
+            attention.scale = LogLength(recipe.longest_row, smallest=1.0)
+    return copy
+
+
 def hand_set(values: int) -> CausalTransformer:
     """The hand-set sorter of integers 0..values-1 over the tokens of this world."""
     vocabulary = Vocabulary(values)
@@ -195,36 +214,55 @@ class HintingSettings(Settings):
     """Settings of a scale.
 
     Attributes:
-        sorting, increment: the two main tasks and their training.
+        repeated: sorting lists that repeat values.
+        distinct: sorting lists of distinct values.
+        increment: incrementing decimal numbers; lengths are digits.
         stretches: test lengths over the longest trained one; the first is 1, the others beyond it.
+        distinct_stretches: the same for distinct values, where models reach farther.
         rows: test inputs of each length.
         hand_set_length: the longest list, and the number of values, on which the hand-set sorter is tried.
     """
 
-    sorting: Recipe = Recipe()
+    repeated: Recipe = Recipe()
+    distinct: Recipe = Recipe(values=50, distinct=True)
     increment: Recipe = Recipe(shortest=1, longest=4)
     stretches: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 2.5)
+    distinct_stretches: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
     rows: int = 200
     hand_set_length: int = 100
 
 
 def run(settings: HintingSettings, seed: int, device: torch.device) -> Arms:
-    """One seed: every arm trained from the same weights on the same main batches, tested on the same fresh inputs."""
+    """One seed: in each of three worlds, every arm trained from the same weights on the same main batches, tested on the same fresh inputs."""
     stretches, rows = settings.stretches, settings.rows
-    extrapolation_lengths([settings.sorting.longest], [stretched(settings.sorting.longest, stretch) for stretch in stretches[1:]])
+    for recipe, tested in ((settings.repeated, stretches), (settings.distinct, settings.distinct_stretches), (settings.increment, stretches)):
+        extrapolation_lengths([recipe.longest], [stretched(recipe.longest, stretch) for stretch in tested[1:]])
     arms: Arms = {}
-    for name, arm in SORTING.items():
-        model = train(settings.sorting, arm, seed, device)
-        arms[name] = accuracies(model, settings.sorting, stretches, rows, seed=seed, device=device)
+    for name, arm in REPEATED.items():
+        model = train(settings.repeated, arm, seed, device)
+        arms[name] = accuracies(model, settings.repeated, stretches, rows, seed=seed, device=device)
         arms[name]["exact lost"] = arms[name][f"exact at {stretches[0]:g}x"] - arms[name][f"exact at {stretches[-1]:g}x"]
+
+    def measure(model: CausalTransformer) -> dict[str, float]:
+        return accuracies(model, settings.distinct, settings.distinct_stretches, rows, seed=seed, device=device, metric="distinct ")
+
+    for name, arm in DISTINCT.items():
+        model = train(settings.distinct, arm, seed, device)
+        arms[name] = measure(model)
+        if arm == Arm():
+            arms["distinct, sharpened at test"] = measure(sharpened_at_test(model, settings.distinct))
     for name, arm in INCREMENT.items():
         model = train(settings.increment, arm, seed, device)
         arms[name] = accuracies(model, settings.increment, stretches, rows, task="increment", seed=seed, device=device, metric="increment ")
     longest = settings.hand_set_length
-    distinct = Recipe(values=longest, distinct=True, longest=longest)
-    arms["hand-set"] = accuracies(hand_set(longest).to(device), distinct, [0.1, 0.5, 1.0], rows, seed=seed, device=device, metric="hand-set ")
+    world = Recipe(values=longest, distinct=True, longest=longest)
+    arms["hand-set"] = accuracies(hand_set(longest).to(device), world, HAND_SET_SHARES, rows, seed=seed, device=device, metric="hand-set ")
     return arms
 
+
+HAND_SET_SHARES = (0.1, 0.5, 1.0)  # of the hand-set sorter's longest list
+QUICK = Recipe(values=5, longest=4, steps=20, batch=16, width=32, learning_rate=1e-2, warmup=5)
+PAPER = Recipe(values=100, longest=20, steps=160_000, batch=64, width=256, depth=4, heads=4, learning_rate=5e-4, warmup=1000)
 
 EXPERIMENT = Experiment(
     paper="task_hinting",
@@ -232,17 +270,20 @@ EXPERIMENT = Experiment(
     scales={
         "quick": HintingSettings(
             seeds=2,
-            sorting=Recipe(values=4, longest=4, steps=25, batch=16, width=32, learning_rate=1e-2, warmup=5),
-            increment=Recipe(shortest=1, longest=4, steps=25, batch=16, width=32, learning_rate=1e-2, warmup=5),
+            repeated=QUICK,
+            distinct=replace(QUICK, values=16, distinct=True),
+            increment=replace(QUICK, values=10, shortest=1),
             rows=20,
             hand_set_length=40,
         ),
         "laptop": HintingSettings(seeds=5),
         "paper": HintingSettings(
             seeds=5,
-            sorting=Recipe(values=100, longest=20, steps=160_000, batch=64, width=256, depth=4, heads=4, learning_rate=5e-4, warmup=1000),
-            increment=Recipe(shortest=1, longest=20, steps=160_000, batch=64, width=256, depth=4, heads=4, learning_rate=5e-4, warmup=1000),
+            repeated=PAPER,
+            distinct=replace(PAPER, distinct=True),
+            increment=replace(PAPER, shortest=1),
             stretches=(1.0, 1.25, 1.5, 2.0, 2.5, 5.0),
+            distinct_stretches=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0),
             rows=1000,
         ),
     },
@@ -254,41 +295,121 @@ EXPERIMENT = Experiment(
             says="With the same main examples and steps, adding successor hints sorts more of the longer lists.",
         ),
         Claim("+ successor", "+ count", "exact at 1.25x", 0.05, says="Hints differ: successor beats count by at least 5 points on longer lists."),
-        Claim("+ successor", "twice the main", "exact at 1.25x", says="Successor hints beat as many further main examples (equal sequences)."),
+        Claim("+ successor", "twice the main", "exact at 1.25x", says="At equal sequences, successor hints beat further main examples."),
         Claim(
             "twice the main",
             None,
             "exact lost",
             0.5,
-            says="Plain training loses at least half of its exact accuracy at 2.5 times the training length.",
+            says="Plain training loses at least half of its exact accuracy at 2.5 times the trained length.",
+        ),
+        Claim("main only, log n", "main only", "exact at 1.25x", says="Attention logits that grow like log n sort more of the longer lists."),
+        Claim(
+            "distinct, + successor",
+            "distinct, main only",
+            "distinct exact at 4x",
+            says="Where all values differ, successor hints added on top sort more lists of 4 times the trained length.",
         ),
         Claim(
-            "twice the main, log n", "twice the main", "exact at 1.5x", says="Attention logits that grow like log n sort more of the longer lists."
+            "distinct, + successor",
+            "distinct, twice the main",
+            "distinct exact at 4x",
+            says="Where all values differ, successor hints beat further main examples at equal sequences.",
         ),
         Claim(
-            "twice the main, learned tau", "twice the main", "exact at 1.5x", says="Temperatures learned per length sort more of the longer lists."
+            "distinct, log n",
+            "distinct, main only",
+            "distinct exact at 4x",
+            says="Training with log n scaling reaches longer lists of distinct values.",
         ),
-        Claim("hand-set", None, "hand-set exact at 1x", 0.999, says="The hand-set network of depth 2 sorts every list of 100 distinct integers."),
+        Claim(
+            "distinct, learned tau",
+            "distinct, main only",
+            "distinct exact at 4x",
+            says="Temperatures learned per length reach longer lists of distinct values.",
+        ),
+        Claim(
+            "distinct, sharpened at test",
+            "distinct, main only",
+            "distinct exact at 4x",
+            says="Sharpening only the rows beyond the trained length, after training, reaches longer lists of distinct values.",
+        ),
+        Claim("hand-set", None, "hand-set exact at 1x", 0.999, says="The hand-set network of depth 2 sorts every list of distinct integers."),
         Claim(
             "increment + carry",
             "increment only",
             "increment exact at 1.5x",
-            says="Carry hints help to increment longer numbers (same main examples).",
+            says="Carry hints help to increment longer numbers, with the same main examples.",
         ),
     ),
     run=run,
     units={
         **{
             f"{task}{kind} at {stretch:g}x": f"share of {what} at {stretch:g} times the trained length"
-            for task in ("", "increment ")
+            for task, tested in (("", (1, 1.25, 1.5, 2, 2.5, 5)), ("increment ", (1, 1.25, 1.5, 2, 2.5, 5)), ("distinct ", (1, 1.5, 2, 3, 4, 5)))
             for kind, what in (("exact", "answers without a mistake"), ("tokens", "right tokens"))
-            for stretch in (1.0, 1.25, 1.5, 2.0, 2.5, 5.0)
+            for stretch in tested
         },
         **{
-            f"hand-set {kind} at {stretch:g}x": f"share of {what} at {stretch:g} times the longest list"
+            f"hand-set {kind} at {share:g}x": f"share of {what} at {share:g} times the longest list"
             for kind, what in (("exact", "answers without a mistake"), ("tokens", "right tokens"))
-            for stretch in (0.1, 0.5, 1.0)
+            for share in HAND_SET_SHARES
         },
         "exact lost": "share of answers without a mistake, at the trained length minus at the longest tested",
     },
 )
+
+
+@dataclass(frozen=True)
+class Sorters:
+    """Settings of the shipped models: one seed of four arms, trained as the experiment trains them."""
+
+    seed: int = 0
+    repeated: Recipe = Recipe()
+    distinct: Recipe = Recipe(values=50, distinct=True)
+
+
+SHARPNESS = tuple(k / 4 for k in range(2, 13))  # 0.5 to 3
+SHIPPED = ("main only", "twice the main", "distinct, main only", "distinct, + successor")
+
+
+def recipe_of(sorters: Sorters, arm: str) -> Recipe:
+    """The world in which a shipped arm was trained."""
+    return sorters.distinct if arm in DISTINCT else sorters.repeated
+
+
+def build_sorters(sorters: Sorters) -> nn.ModuleDict:
+    """The four models, untrained, by the names of their arms."""
+    return nn.ModuleDict({arm: build(recipe_of(sorters, arm), sorters.seed) for arm in SHIPPED})
+
+
+def train_sorters(sorters: Sorters, progress: str | None = None) -> nn.ModuleDict:
+    """The four models, trained."""
+    arms = {**REPEATED, **DISTINCT}
+    return nn.ModuleDict(
+        {arm: train(recipe_of(sorters, arm), arms[arm], sorters.seed, progress=progress and f"{progress}: {arm}") for arm in SHIPPED}
+    )
+
+
+def measure_sorters(models: nn.Module) -> dict[str, float]:
+    """Accuracy of each model at every tested length, with all its attention logits multiplied by each of ``SHARPNESS``.
+
+    The names are ``<arm>, tau 1.5: exact at 2x``.
+    """
+    assert isinstance(models, nn.ModuleDict)
+    found = {}
+    for arm, model in models.items():
+        recipe = recipe_of(Sorters(), arm)
+        stretches = HintingSettings(1).distinct_stretches if recipe.distinct else HintingSettings(1).stretches
+        for tau in SHARPNESS:
+            measured = accuracies(partial(_sharpened_logits, model, tau), recipe, stretches, 100)
+            found.update({f"{arm}, tau {tau:g}: {metric}": round(value, 4) for metric, value in measured.items()})
+    return found
+
+
+def _sharpened_logits(model: nn.Module, tau: float, tokens: Tensor) -> Tensor:
+    assert isinstance(model, CausalTransformer)
+    return model.trace(tokens, sharpness=tau).logits
+
+
+CHECKPOINTS = (Checkpoint("task_hinting-sorters", Sorters(), build_sorters, train_sorters, measure_sorters),)

@@ -28,7 +28,7 @@ not per row: else a long answer would outweigh the hint's single token.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,17 +45,21 @@ class LogLength(nn.Module):
 
     Args:
         reference: n_0, the number of keys at which tau is 1; at least 2.
+        smallest: tau is never below it. With 1, only rows longer than ``reference`` change: a model trained without a scale, on rows up to
+            ``reference``, keeps all its answers there and is sharpened beyond.
     """
 
-    def __init__(self, reference: int) -> None:
+    def __init__(self, reference: int, *, smallest: float = SMALLEST_TAU) -> None:
         super().__init__()
         if reference <= 1:
             raise ValueError(f"the reference length n_0 must be at least 2, as log n_0 divides; got {reference}")
-        self.reference = reference
+        if not smallest > 0:
+            raise ValueError(f"the smallest tau must be positive, got {smallest}")
+        self.reference, self.smallest = reference, smallest
 
     def forward(self, length: int) -> Tensor:
         """The tau of the rows with 1..length keys: (length,)."""
-        return (torch.arange(1, length + 1).log() / math.log(self.reference)).clamp(min=SMALLEST_TAU)
+        return (torch.arange(1, length + 1).log() / math.log(self.reference)).clamp(min=self.smallest)
 
 
 class LearnedLength(nn.Module):
@@ -133,7 +137,7 @@ def multitask_loss(model: nn.Module, batches: Sequence[Weighted]) -> Tensor:
 
 
 @torch.no_grad()
-def answer_accuracy(model: nn.Module, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def answer_accuracy(model: Callable[[Tensor], Tensor], tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Which whole answers are right (batch,), and the share of right tokens at each position of the answer (batch, m), m the longest answer.
 
     Each token is judged with the true ones before it; an answer that is right in all of them is the one that greedy decoding writes.
@@ -262,7 +266,8 @@ def linear_probe(features: Tensor, labels: Tensor, *, ridge: float = 1e-2) -> Te
     padded = F.pad(features, (0, 1), value=1.0).double()
     target = F.one_hot(labels).double()
     gram = padded.T @ padded + ridge * len(padded) * torch.eye(padded.shape[1], dtype=torch.float64, device=padded.device)
-    return torch.linalg.solve(gram, padded.T @ target)
+    probe: Tensor = torch.linalg.solve(gram, padded.T @ target)
+    return probe
 
 
 def probe_accuracy(probe: Tensor, features: Tensor, labels: Tensor) -> float:
