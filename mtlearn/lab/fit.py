@@ -56,7 +56,7 @@ def fit(
         steps: number of updates, 0 or more.
         optimizer: its learning rates are the peak of the schedule.
         schedule: ``constant``, ``cosine`` (linear warm-up, then a half cosine to 0) or ``one_cycle`` (Smith and Topin 2018).
-        warmup: steps until the peak.
+        warmup: steps until the peak, which ``one_cycle`` reaches at the second step at the earliest.
         clip: largest gradient norm, over all parameters together.
         progress: label of a progress bar; none is shown when omitted.
         after_step: called with the step and its loss after each update.
@@ -114,7 +114,7 @@ def _scheduler(optimizer: Optimizer, schedule: Schedule, steps: int, warmup: int
         return None
     if schedule == "one_cycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
-        return OneCycleLR(optimizer, max_lr=peaks, total_steps=steps + 1, pct_start=max(warmup, 1) / (steps + 1))
+        return OneCycleLR(optimizer, max_lr=peaks, total_steps=steps + 1, pct_start=min(max(warmup, 2) / (steps + 1), 1))
 
     def factor(step: int) -> float:
         if step < warmup:

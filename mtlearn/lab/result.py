@@ -136,7 +136,7 @@ def check_arms(arms: Any) -> Arms:
         if not isinstance(metrics, Mapping) or not metrics:
             raise ValueError(f"arm {arm!r} must be a mapping of metrics, got {type(metrics).__name__}")
         for metric, value in metrics.items():
-            if isinstance(value, str) or not math.isfinite(value):
+            if not hasattr(value, "__float__") or not math.isfinite(value):
                 raise ValueError(f"metric {metric!r} of arm {arm!r} must be a finite number, got {value!r}")
     return {arm: {metric: float(value) for metric, value in metrics.items()} for arm, metrics in arms.items()}
 

@@ -3,6 +3,7 @@
 import os
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -170,6 +171,9 @@ def _on_cores(tasks: Sequence[Task], jobs: int) -> Generator[Ended]:
         except BaseException:
             # a worker in the middle of a seed would hold the interpreter until it ends
             get_reusable_executor().shutdown(wait=False, kill_workers=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # joblib's, that what is under way is lost: so it is
+                ended.close()
             raise
 
 

@@ -42,15 +42,11 @@ def select(state: State, rows: Tensor) -> State:
 def best(candidates: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` largest of each row (rows, n), best first, and their indices; of equal ones the lower index comes first."""
     values, index = candidates.topk(min(count + 1, candidates.shape[1]), dim=1)
-    if values.shape[1] > count:
-        tie = (values[:, count] == values[:, count - 1]) & (values[:, count] > -torch.inf)  # topk is free to take either
-        values, index = values[:, :count], index[:, :count]
-        if tie.any():
-            whole = candidates[tie].sort(dim=1, descending=True, stable=True)
-            values[tie], index[tie] = whole.values[:, :count], whole.indices[:, :count]
-    index, order = index.sort(1)
-    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return values, index.gather(1, order)
+    tie = ((values[:, 1:] == values[:, :-1]) & (values[:, 1:] > -torch.inf)).any(1)
+    if tie.any():  # among equals topk is free to take and to order as it likes
+        whole = candidates[tie].sort(dim=1, descending=True, stable=True)
+        values[tie], index[tie] = whole.values[:, : values.shape[1]], whole.indices[:, : values.shape[1]]
+    return values[:, :count], index[:, :count]
 
 
 def keep_best(done: State, new: State, *, by: str = "scores") -> State:

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
-from walk import ARGUMENTS, HOW_TO_GET_ONE, WATCH, Lab, find_browser, jupyterlab
-
-from mtlearn.papers import chapters, papers
+from walk import ARGUMENTS, WATCH, Lab, find_browser, jupyterlab, no_browser, select
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -23,24 +21,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("notebook", select(NOTEBOOKS, one_per_chapter=metafunc.config.getoption("--one-per-chapter", default=False)))
 
 
-def select(folder: Path, *, one_per_chapter: bool) -> list[str]:
-    """Notebooks of the folder, as paths in it; with ``one_per_chapter`` 00_start_here and each chapter's first paper."""
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
-    if not one_per_chapter:
-        return found
-    firsts = [[f"{chapter.folder}/{paper.slug}.ipynb" for paper in papers(chapter.slug)] for chapter in chapters()]
-    return [name for name in ("00_start_here.ipynb", *(next((n for n in names if n in found), "") for names in firsts)) if name in found]
-
-
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """A headless Chromium. Where there is none the test is skipped, but under CI it fails."""
     with sync_playwright() as playwright:
         program = find_browser(playwright)
         if program is None:
-            if os.environ.get("CI", "").lower() not in ("", "0", "false"):
-                pytest.fail(HOW_TO_GET_ONE)
-            pytest.skip(HOW_TO_GET_ONE)
+            no_browser()
         running = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
         yield running
         running.close()

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import walk as walking
-from conftest import select
 from playwright.sync_api import Browser, Page
-from walk import Lab, find_browser, jupyterlab, walk
+from walk import HOW_TO_GET_ONE, Lab, copy_without_outputs, find_browser, jupyterlab, no_browser, select, walk
 
 RIGHT = """
 from mtlearn.explore.explorer import Explorer, choice, entry, menu, slider, switch
@@ -104,7 +102,7 @@ def test_the_copy_that_is_run_has_no_outputs(tmp_path: Path):
     stored.cells[0].execution_count = 3
     nbformat.write(stored, source / "a.ipynb")
     before = (source / "a.ipynb").read_bytes()
-    walking.copy_without_outputs(source, scratch)
+    copy_without_outputs(source, scratch)
     (cell,) = nbformat.read(scratch / "a.ipynb", as_version=4).cells
     assert cell.outputs == [] and cell.execution_count is None
     assert (source / "a.ipynb").read_bytes() == before
@@ -147,3 +145,11 @@ def test_which_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert find_browser(Nothing()) == str(program)
     monkeypatch.setenv("MTLEARN_BROWSER", str(tmp_path / "gone"))
     assert find_browser(Nothing()) is None
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("", pytest.skip.Exception), ("false", pytest.skip.Exception), ("true", pytest.fail.Exception)])
+def test_without_a_browser(ci: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="no browser found: install Chromium"):
+        no_browser()
+    assert "MTLEARN_BROWSER" in HOW_TO_GET_ONE

@@ -20,6 +20,18 @@
       const pictures = [...document.querySelectorAll(".jp-Notebook .mtlearn-explorer")].map((root) => root.querySelector("img.mtlearn-picture"));
       return roots.length >= window.mtlearn.widgets() && pictures.every((picture) => picture?.complete && picture.naturalWidth > 0);
     },
+    label: (control) => {
+      for (let element = control; element && !element.matches(".mtlearn-explorer"); element = element.parentElement) {
+        const label = [...element.children].find((child) => child.matches("label, .widget-label") && child.textContent.trim());
+        if (label) return label.textContent.trim();
+      }
+      return control.textContent.trim();
+    },
+    height: () => {
+      const all = [...document.querySelectorAll(".jp-NotebookPanel .jp-Cell")];
+      return all.at(-1).getBoundingClientRect().bottom - all[0].getBoundingClientRect().top;
+    },
+    top: () => { document.querySelector(".jp-NotebookPanel .jp-WindowedPanel-outer").scrollTop = 0; },
     watch: (picture) => new MutationObserver(() => { picture.took = performance.now() - acted; }).observe(picture, { attributeFilter: ["data-drawn"] }),
     drawn: (picture) => Number(picture.dataset.drawn),
     later: ([picture, drawn]) => Number(picture.dataset.drawn) > drawn && picture.complete && idle(),

@@ -18,7 +18,7 @@ def drawn() -> tuple:
     return random.random(), np.random.random(), torch.rand(3).tolist()
 
 
-@given(SEEDS, st.lists(st.one_of(st.text(), st.integers()), max_size=3))
+@given(SEEDS, st.lists(st.one_of(st.text("abé"), st.integers()), max_size=3))
 def test_a_stream_repeats(seed: int, names: list):
     assert torch.equal(torch.rand(4, generator=stream(seed, *names)), torch.rand(4, generator=stream(seed, *names)))
 
@@ -39,10 +39,7 @@ def test_a_stream_leaves_all_other_chance_alone():
 
 def test_streams_are_fixed_for_good():
     # recorded results depend on them: a change here makes every number of the suite another
-    assert torch.randint(1000, (4,), generator=stream(0, "train")).tolist() == EXPECTED
-
-
-EXPECTED = torch.randint(1000, (4,), generator=torch.Generator().manual_seed(int(np.random.SeedSequence([0, 0x6165_E1AD]).generate_state(1, np.uint64)[0]) & (2**63 - 1))).tolist()
+    assert torch.randint(1000, (4,), generator=stream(0, "train")).tolist() == [479, 61, 852, 426]
 
 
 def test_a_seed_below_zero():

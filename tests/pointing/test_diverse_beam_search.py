@@ -1,4 +1,3 @@
-import io
 import itertools
 import math
 from collections import Counter
@@ -12,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from mtlearn.datasets.functions import part_of
 from mtlearn.lab.experiment import SCALES
 from mtlearn.lab.result import check_arms, judge
 from mtlearn.pointing.decoding import beam_search
-from mtlearn.pointing.diverse_beam_search import experiment, method
+from mtlearn.pointing.diverse_beam_search import experiment, explorer
 from mtlearn.pointing.diverse_beam_search.baselines import anti_lm_search, loop_search, sample_lists, sibling_rank_search
 from mtlearn.pointing.diverse_beam_search.describer import END, START, UNKNOWN, Describer, Vocabulary, sentence_loss
+from mtlearn.pointing.diverse_beam_search.exercises import EXERCISES
 from mtlearn.pointing.diverse_beam_search.method import cumulative, distinct_n, diverse_beam_search, embedding, hamming, ngram, oracle_at
 from mtlearn.pointing.diverse_beam_search.trees import random_trees, tree_state, tree_step
 
@@ -451,3 +450,262 @@ def test_samples_follow_the_model():
     for wrong in ({"draws": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
             sample_lists(step, tree_state(trees), generator=torch.Generator(), **{"draws": 2, **wrong}, **limits)
+
+
+@cache
+def tiny():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Describer(40, 30, embedding=8, hidden=12, dropout=0.0).eval()
+
+
+def test_the_describer_steps_as_it_learns():
+    model = tiny()
+    names, lengths = torch.tensor([[5, 35, 39, 0], [7, 8, 9, 31]]), torch.tensor([3, 4])
+    sentences = torch.tensor([[3, 20, 29, 0], [4, 5, 0, 0]])
+    with torch.no_grad():
+        taught, state, token = model(names, lengths, sentences), model.read(names, lengths), torch.full((2,), START)
+        assert torch.allclose(taught[..., [START, UNKNOWN]], torch.tensor(-torch.inf)) and torch.allclose(taught.exp().sum(-1), torch.ones(2, 4))
+        for at in range(4):
+            log_probs, state = model.step(token, state)
+            assert torch.allclose(log_probs, taught[:, at], atol=1e-5)
+            token = sentences[:, at]
+        # what lies beyond a name's length is never read
+        other = torch.tensor([[5, 35, 39, 17], [7, 8, 9, 31]])
+        assert torch.allclose(model(other, lengths, sentences), taught, atol=1e-6)
+
+
+def test_the_describer_copies_what_it_attends_to():
+    model = tiny()
+    with torch.no_grad():
+        plain = model(torch.tensor([[9]]), torch.tensor([1]), torch.tensor([[0]]))
+        before, model.alpha.data = model.alpha.data.clone(), torch.tensor(50.0)
+        copying = model(torch.tensor([[9]]), torch.tensor([1]), torch.tensor([[0]]))
+        model.alpha.data = before
+    assert int(copying[0, 0].argmax()) == 9 and copying[0, 0, 9] > plain[0, 0, 9]
+
+
+def test_unknown_words_and_padding_are_not_learned():
+    log_probs = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    sentences, lengths = torch.tensor([[4, UNKNOWN, 0], [5, 0, 0]]), torch.tensor([3, 2])
+    wanted = -(log_probs[0, 0, 4] + log_probs[0, 2, 0] + log_probs[1, 0, 5] + log_probs[1, 1, 0]) / 4
+    assert torch.allclose(sentence_loss(log_probs, sentences, lengths), wanted)
+
+
+def test_the_vocabulary_knows_what_can_be_written():
+    vocabulary = Vocabulary(("<end>", "<start>", "<unk>", "return", "the", "rbf"), 5)
+    assert vocabulary.encode(["return", "rbf", "zebra"]) == [3, 5, UNKNOWN]
+    assert vocabulary.encode(["return", "rbf", "zebra"], written=True) == [3, UNKNOWN, UNKNOWN]
+    assert vocabulary.decode([3, 4, END, 5]) == "return the" and vocabulary.decode([3]) == "return"
+
+
+def bleu_by_hand(words, reference):
+    if not words:
+        return 0.0
+    hits = (Counter(words) & Counter(reference)).total() / len(words)
+    pairs, true_pairs = (Counter(itertools.pairwise(sentence)) for sentence in (words, reference))
+    double = ((pairs & true_pairs).total() + 1) / (pairs.total() + 1)
+    return 100 * math.sqrt(hits * double) * math.exp(min(0.0, 1 - len(reference) / len(words)))
+
+
+@given(st.lists(st.integers(3, 6), max_size=6), st.lists(st.integers(3, 6), min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_bleu_by_hand(words, reference):
+    def filled(row):
+        return torch.tensor([[*row, *[END] * (7 - len(row))]])
+
+    points = experiment.bleu(filled(words)[None], torch.tensor([[len(words)]]), filled(reference), torch.tensor([len(reference)]))
+    assert float(points) == pytest.approx(bleu_by_hand(words, reference), abs=1e-3)
+    assert bleu_by_hand(reference, reference) == pytest.approx(100)
+
+
+def test_the_corpus_is_split_by_file_and_its_words_come_from_training():
+    found = experiment.corpus()
+    parts = (found.train, found.validation, found.test)
+    files = [{(function.library, function.file) for function in part.functions} for part in parts]
+    assert not files[0] & files[1] and not files[0] & files[2] and not files[1] & files[2]
+    assert len(found.train) > 15_000 and len(found.validation) > 2_000 and len(found.test) > 2_000
+    assert len(found.vocabulary.words) == 3800 and found.vocabulary.output == 1503
+    written = {int(token) for token in found.train.sentences.unique()}
+    assert written == {END, UNKNOWN, *range(3, 1503)}  # every word that can be written is in a training sentence
+    for part in parts:
+        assert int(part.lengths.min()) >= 3 and int(part.lengths.max()) <= 12 and int((part.sentences == UNKNOWN).sum(1).max()) <= 2
+        assert (part.sentences.gather(1, part.lengths[:, None]) == END).all()
+    assert experiment.pieces("linalg/_basic.py", "solve_banded") == ["basic", "/", "solve", "banded"]
+    assert experiment.pieces("logging/__init__.py", "Logger.debug") == ["logging", "/", "logger", "debug"]
+    assert len(experiment.pieces("a.py", "_".join("abcdefghijklmnopqrst"))) == 16
+    assert experiment.module("__init__.py") == "__init__"
+
+
+def test_the_prior_is_a_distribution_that_prefers_seen_pairs():
+    found = experiment.corpus()
+    prior = experiment.successors(found.train, found.vocabulary.output)
+    assert torch.allclose(prior.exp().sum(1), torch.ones(len(prior)), atol=1e-3)
+    assert (prior[:, [START, UNKNOWN]] == -torch.inf).all() and (prior[:, 3:] > -torch.inf).all()
+    of, the = found.vocabulary.encode(["of", "the"])
+    assert prior[of, the] > prior[the, of] and int(prior[of].argmax()) == the
+
+
+def test_list_metrics_of_a_list_made_by_hand():
+    found = experiment.corpus().test
+    example = found.rows(torch.tensor([0]))
+    right, length = example.sentences[0], int(example.lengths[0])
+    wrong = torch.full_like(right, 3)
+    lists = torch.stack([wrong, right])[None]
+    scores, lengths = torch.tensor([[-1.0, -2.0]]), torch.tensor([[len(wrong), length + 1]])
+    metrics = experiment.list_metrics(experiment.Hypotheses(lists, scores, lengths), example)
+    reference = right[:length].tolist()
+    if UNKNOWN not in reference:
+        assert metrics["oracle_2"] == pytest.approx(100, abs=1e-3)
+    assert metrics["oracle_1"] == pytest.approx(bleu_by_hand(wrong.tolist(), reference), abs=1e-3)
+    assert metrics["log_probability"] == -1 and metrics["different"] == 2 and metrics["words"] == pytest.approx((13 + length) / 2)
+
+
+def test_a_short_training_lowers_the_loss_and_repeats_to_the_bit():
+    recipe = replace(experiment.DESCRIBER.settings, steps=12, hidden=16, embedding=16, batch=16)
+    few = experiment.corpus().validation.rows(torch.arange(100))
+    model, again = experiment.train(recipe), experiment.train(recipe)
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
+    untrained = experiment.build(recipe).eval()
+    assert experiment.validation_loss(model, few) < experiment.validation_loss(untrained, few) - 0.5
+    assert not model.training
+
+
+def test_the_shipped_describer_is_the_recorded_one():
+    model = experiment.describer()
+    assert not model.training and sum(p.numel() for p in model.parameters()) == 385_504
+    measured = experiment.DESCRIBER.measure(model)
+    assert measured["validation nats a word"] == pytest.approx(3.886, abs=0.01)
+
+
+@cache
+def quick():
+    return experiment.run(experiment.EXPERIMENT.scales["quick"], 0, torch.device("cpu"))
+
+
+def test_the_quick_experiment_measures_what_the_claims_name():
+    arms = check_arms(quick())
+    assert set(SCALES) == set(experiment.EXPERIMENT.scales)
+    assert {metric for metrics in arms.values() for metric in metrics} <= set(experiment.EXPERIMENT.units)
+    for claim in experiment.EXPERIMENT.claims:
+        assert judge(claim, [arms, arms]).says
+    assert arms["diverse"]["distinct_2"] > arms["beam_search"]["distinct_2"]
+    assert arms["diverse"]["model_calls"] <= arms["beam_search"]["model_calls"] + 0.5
+    for metrics in arms.values():
+        if "oracle_10" in metrics:
+            assert metrics["oracle_1"] <= metrics["oracle_5"] <= metrics["oracle_10"]
+    assert all(
+        metrics["never_below_group_width" + kind] == 1.0 for arm, metrics in arms.items() if arm.startswith("trees_div") for kind in ("", "_peaked")
+    )
+
+
+def test_a_run_trains_its_own_model_and_repeats_to_the_bit():
+    small = experiment.DecodingSettings(
+        seeds=1, test_names=4, validation_names=3, strengths=(0.2, 2.0), rank_strengths=(0.5,), temperatures=(1.0,), prior_strengths=(0.1,),
+        training_steps=2, hidden=16, penalties=True, trees=5,
+    )  # fmt: skip
+    first, again = (experiment.run(small, 3, torch.device("cpu")) for _ in range(2))
+    assert first == again
+    assert {"diverse_cumulative", "diverse_ngram", "diverse_embedding"} <= set(first)
+    assert first["diverse"]["strength"] in (0.2, 2.0)
+    assert experiment.run(small, 4, torch.device("cpu")) != first
+
+
+@pytest.mark.parametrize("number", range(len(EXERCISES)))
+def test_exercises_know_right_from_wrong(number):
+    exercise = EXERCISES[number]
+    assert exercise.check(exercise.solve()).right
+    for answer in (None, exercise.wrong):
+        reply = exercise.check(answer)
+        assert not reply.right and len(reply.text) > 20
+
+
+def test_exercises_say_what_is_missing():
+    below, groups, logits = EXERCISES
+    assert "one as well" in below.check(lambda trees: below.solve()(trees)[:3]).text
+    assert "not below" in below.check(lambda trees: range(len(trees))).text
+    assert "shape" in groups.check(lambda own, earlier, alive, vocabulary: torch.zeros(4, 5)).text
+    assert "shape" in logits.check(lambda values, counts, strength: torch.zeros(())).text
+    assert "Compare log_softmax" in logits.check(lambda values, counts, strength: torch.zeros(6)).text
+
+
+@pytest.fixture(scope="module")
+def tree():
+    return explorer.explorer()
+
+
+def test_every_control_of_the_tree_changes_the_picture(tree):
+    tree.preset("reset")
+    for change in ({"name": "graph/find_shortest_path"}, {"groups": 2}, {"strength": 2.0}, {"penalty": "ngram"}, {"penalty": "embedding"}):
+        tree.preset("reset")
+        before = tree.png
+        tree.set(**change)
+        assert tree.png != before, change
+    tree.preset("reset")
+    assert "6 beams in 6 groups, strength 0.8, hamming" in tree.text and "penalised: convert" in tree.text
+
+
+def test_the_tree_shows_what_the_search_found(tree):
+    tree.preset("reset")
+    tree.preset("groups without a penalty")
+    assert "1 different sentences" in tree.text
+    tree.preset("plain beam search")
+    name, length, unknown = explorer.numbers(explorer.FIRST_NAME)
+    with torch.no_grad():
+        plain = beam_search(experiment.describer().step, experiment.describer().read(name, length), width=6, **explorer.LIMITS)
+    assert unknown == [] and all(experiment.corpus().vocabulary.decode(tokens) in tree.text for tokens in plain.tokens[0].tolist())
+    for label in ("too strong", "no word pair twice", "reset"):
+        before = tree.png
+        tree.preset(label)
+        assert tree.png != before
+
+
+def test_mouse_and_keys_choose_what_is_looked_at(tree):
+    tree.preset("reset")
+    tree.point("press", 2.1, 3.5)
+    assert "Group 4 at word 3 chose" in tree.text
+    for key, wanted in (
+        ("ArrowRight", "Group 4 at word 4"),
+        ("ArrowLeft", "Group 4 at word 3"),
+        ("ArrowUp", "Group 3 at word 3"),
+        ("ArrowDown", "Group 4"),
+    ):
+        tree.point("key", 0, 0, key=key)
+        assert wanted in tree.text
+    tree.set(groups=2)
+    assert "Group 2 at word 3" in tree.text  # there is no group 4 now
+    tree.point("key", 0, 0, key="ArrowUp")
+    assert "Group 1 at word 3" in tree.text
+    tree.point("press", 99, -3)
+    assert "Group 1 at word" in tree.text
+    tree.preset("reset")
+    assert "Group 2 at word 1" in tree.text
+
+
+def test_odd_names_are_described_too(tree):
+    for name in ("", "/", "xqzzy/wvxk_qqq", "just_a_name"):
+        tree.set(name=name)
+        assert "different sentences" in tree.text
+    assert explorer.numbers("xqzzy/wvxk_qqq")[2] == ["xqzzy", "wvxk", "qqq"]
+    tree.preset("reset")
+
+
+def test_the_curve_and_its_cursor():
+    made = explorer.strength_explorer(names=6)
+    assert "strength 0.8" in made.text
+    other = made.controls["name"].options[1]
+    for change in ({"strength": 3.0}, {"name": other}):
+        before = made.png
+        made.set(**change)
+        assert made.png != before
+    made.point("press", 1.52, 20.0)
+    assert made.values["strength"] == 1.5 and "strength 1.5" in made.text
+    made.point("drag", 9.0, 0.3, axes=1)
+    assert made.values["strength"] == 5.0
+    made.point("key", 0, 0, key="ArrowLeft")
+    assert made.values["strength"] == pytest.approx(4.9)
+    made.point("press", 0.5, 0.5, axes=2)  # the sentences are not for dragging
+    assert made.values["strength"] == pytest.approx(4.9)
+    made.preset("no penalty")
+    assert made.values["strength"] == 0.0
+    assert explorer.curves(6)[0.0]["distinct_3"] < explorer.curves(6)[5.0]["distinct_3"]

@@ -36,7 +36,7 @@ def _judge_below(answer: Callable[[Tensor], Tensor]) -> str | None:
         wanted = (diverse < plain - 1e-9).nonzero().flatten().tolist()
         got = sorted(int(number) for number in answer(trees))
         if not got:
-            return f"you found none, and there are some among {len(trees)} random trees; compare with beam search of width 4, not of the group's width 1."
+            return f"you found none of the {len(wanted)} there are; compare with beam search of width 4, not of the group's width 1."
         if wrong := [number for number in got if number not in wanted]:
             number = wrong[0]
             return f"on tree {number} the diverse list's best is {diverse[number]:.3f} and that of beam search {plain[number]:.3f}: it is not below."
@@ -73,7 +73,8 @@ def _judge_groups(answer: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> st
                 wanted = sum(word in one for one in used)
                 if got[instance, 0, word] != wanted:
                     said = [sorted(one) for one in used]
-                    return f"the groups' living beams chose the words {said}: word {word} was used by {wanted} of them; you count {got[instance, 0, word]:g}."
+                    count = f"word {word} was used by {wanted} of them; you count {got[instance, 0, word]:g}"
+                    return f"the groups' living beams chose the words {said}: {count}."
     return None
 
 
@@ -95,7 +96,7 @@ def _judge_logits(answer: Callable[[Tensor, Tensor, float], Tensor]) -> str | No
         if got.shape != wanted.shape:
             return f"one number a word is wanted, shape (6,); yours has {tuple(got.shape)}."
         if torch.allclose(got, strength * counts, atol=1e-4):
-            return "that is what a word loses when the penalty is taken from its log-probability; here it is taken from the logit, and the softmax comes after."
+            return "that is what a word loses when its log-probability is penalised; here its logit is, and the softmax comes after."
         if not torch.allclose(got, wanted, atol=1e-4):
             word = int((got - wanted).abs().argmax())
             return f"word {word} loses {wanted[word]:.3f} nats at strength {strength}; you say {got[word]:.3f}. Compare log_softmax before and after."
@@ -142,8 +143,8 @@ EXERCISES = (
         solve=_solve_groups,
         wrong=hamming,
         reason=(
-            "With one beam a group the two counts are equal; with more, yours is milder, and a search with it no longer agrees with the published code, "
-            "which counts beams. It fits `diverse_beam_search(..., diversity=answer)` as it is."
+            "With one beam a group the two counts are equal; with more, yours is milder, and a search with it no longer agrees with the "
+            "published code, which counts beams. It fits `diverse_beam_search(..., diversity=answer)` as it is."
         ),
     ),
     Exercise(

@@ -89,18 +89,17 @@ def explorer() -> Explorer:
     def paint(figure: Figure, name: str, groups: int, strength: float, penalty: str) -> str:
         found, choices = decode(name, groups, strength, penalty)
         steps = [choices[at : at + groups] for at in range(0, len(choices), groups)]
-        seen["group"] = min(seen["group"], groups - 1)
-        last = max(at for at, step in enumerate(steps) if bool((step[seen["group"]].augmented > -torch.inf).any()))
-        seen["step"] = min(seen["step"], last)
+        group = min(seen["group"], groups - 1)  # what was looked at is kept for when there are more groups again
+        at = min(seen["step"], max(at for at, step in enumerate(steps) if bool((step[group].augmented > -torch.inf).any())))
         figure.set_layout_engine("none")  # the three parts have fixed places
         tree = figure.add_axes((0.085, 0.45, 0.905, 0.5))
-        _draw_tree(tree, steps, seen, vocabulary.words)
-        picked = steps[seen["step"]][seen["group"]]
-        running = None if seen["step"] == 0 else steps[seen["step"] - 1][seen["group"]]
+        _draw_tree(tree, steps, at, group, vocabulary.words)
+        picked = steps[at][group]
+        running = None if at == 0 else steps[at - 1][group]
         weighed = candidates(picked, running, vocabulary.words)
         bars = figure.add_axes((0.115, 0.075, 0.36, 0.28))
-        _draw_bars(bars, weighed, COLOURS[seen["group"]])
-        bars.set_title(f"what group {seen['group'] + 1} weighed for word {seen['step'] + 1}", fontsize=11, loc="left")
+        _draw_bars(bars, weighed, COLOURS[group])
+        bars.set_title(f"what group {group + 1} weighed for word {at + 1}", fontsize=11, loc="left")
         sentences = _draw_list(figure, found, vocabulary.decode)
         unknown = numbers(name)[2]
         if unknown:
@@ -109,7 +108,7 @@ def explorer() -> Explorer:
         return (
             f"{name}: {WIDTH} beams in {groups} groups, strength {strength:g}, {penalty} penalty, {len(set(sentences))} different sentences: "
             + "; ".join(sentences)
-            + f". Group {seen['group'] + 1} at word {seen['step'] + 1} chose {', '.join(c.word for c in weighed if c.chosen) or 'nothing'}"
+            + f". Group {group + 1} at word {at + 1} chose {', '.join(c.word for c in weighed if c.chosen) or 'nothing'}"
             + (f"; penalised: {', '.join(paid)}." if paid else "; nothing was penalised.")
         )
 
@@ -122,7 +121,7 @@ def explorer() -> Explorer:
             across = {"ArrowRight": 1, "ArrowLeft": -1}.get(event.key, 0)
             down = {"ArrowDown": 1, "ArrowUp": -1}.get(event.key, 0)
             seen["step"] = min(max(seen["step"] + across, 0), MAX_STEPS - 1)
-            seen["group"] = min(max(seen["group"] + down, 0), groups - 1)
+            seen["group"] = max(min(seen["group"], groups - 1) + down, 0)
 
     controls = {
         "name": entry("file/function", FIRST_NAME),
@@ -165,10 +164,11 @@ def candidates(picked: Choice, running: Choice | None, words: tuple[str, ...]) -
     return sorted(found, key=lambda candidate: -candidate.score)
 
 
-def _draw_tree(axes: Axes, steps: list[list[Choice]], seen: dict[str, int], words: tuple[str, ...]) -> None:
+def _draw_tree(axes: Axes, steps: list[list[Choice]], step: int, group: int, words: tuple[str, ...]) -> None:
     groups, beams = len(steps[0]), WIDTH // len(steps[0])
     lines: dict[tuple[str, bool], list[list[tuple[float, float]]]] = {}
-    longest = 0
+    longest = max(at for at, row in enumerate(steps) if any(bool((here.augmented > -torch.inf).any()) for here in row))
+    column = 9.05 * 72 / (max(longest, 7) + 1.1)  # points
     for g in range(groups):
         colour = COLOURS[g]
         kept: dict[tuple[int, int], bool] = {}  # (step, slot) -> lies on the way to a sentence
@@ -176,7 +176,7 @@ def _draw_tree(axes: Axes, steps: list[list[Choice]], seen: dict[str, int], word
             here = steps[at][g]
             for slot in range(beams):
                 if here.augmented[0, slot] > -torch.inf:
-                    ended = int(here.tokens[0, slot]) == END or at + 1 == len(steps)
+                    ended = int(here.tokens[0, slot]) == END or at + 1 == MAX_STEPS
                     kept[at, slot] = kept.get((at, slot), False) or ended
                     if kept[at, slot] and at > 0:
                         kept[at - 1, int(here.parents[0, slot])] = True
@@ -186,14 +186,13 @@ def _draw_tree(axes: Axes, steps: list[list[Choice]], seen: dict[str, int], word
             from_y = g * beams + (parent + 0.5 if at else beams / 2)
             lines.setdefault((colour, leads), []).append([(at - 0.6 if at else -0.55, from_y), (at - 0.4, y)])
             word = "■" if token == END else words[token]
-            size = 8.5 if len(word) <= 7 else 7.5 if len(word) <= 9 else 6.0
+            size = min(8.5, 0.78 * column / (0.6 * len(word)))
             axes.text(at, y, word, ha="center", va="center", fontsize=size, color=colour, alpha=1.0 if leads else 0.45)
-            longest = max(longest, at)
         axes.text(-0.62, g * beams + beams / 2, f"group {g + 1}", ha="right", va="center", color=colour, fontsize=10)
     for (colour, leads), segments in lines.items():
         axes.add_collection(LineCollection(segments, colors=colour, linewidths=1.8 if leads else 0.8, alpha=1.0 if leads else 0.35))
     axes.add_patch(
-        Rectangle((seen["step"] - 0.48, seen["group"] * beams + 0.06), 0.96, beams - 0.12, fill=False, edgecolor=BLACK, linewidth=1.2)
+        Rectangle((step - 0.48, group * beams + 0.06), 0.96, beams - 0.12, fill=False, edgecolor=BLACK, linewidth=1.2)
     )  # fmt: skip
     for at in range(longest + 1):
         axes.text(at, WIDTH + 0.3, str(at + 1), ha="center", va="center", fontsize=9, color=GREY)

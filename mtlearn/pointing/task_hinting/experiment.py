@@ -29,7 +29,9 @@ from mtlearn.pointing.task_hinting.method import (
     Weighted,
     answer_accuracy,
     hand_set_sorter,
+    linear_probe,
     multitask_loss,
+    probe_accuracy,
 )
 from mtlearn.pointing.transformer import Attention, CausalTransformer
 
@@ -203,6 +205,33 @@ def sharpened_at_test(model: CausalTransformer, recipe: Recipe) -> CausalTransfo
     return copy
 
 
+def probe_streams(model: CausalTransformer, recipe: Recipe, n: int, lists: int = 400, seed: int = 0) -> list[dict[str, float]]:
+    """What can be read linearly off the stream at the written numbers: after the embedding and after each layer.
+
+    Probes are fitted on ``lists`` lists of length ``n`` and tested on as many fresh ones, in the rows of all written numbers but the last.
+
+    Returns:
+        For each depth the share of rows whose ``identity`` (the written number) and whose ``successor`` (the next one) a probe gets right.
+    """
+    if n < 2:
+        raise ValueError(f"a list needs at least 2 numbers for one to have a successor, got n={n}")
+    draws = stream(seed, "probe", n)
+    drawn = sample_lists(2 * lists, n, recipe.values, distinct=recipe.distinct, generator=draws)
+    tokens = sort_examples(drawn, recipe.vocabulary).tokens
+    written = slice(n + 2, 2 * n + 1)  # y_1 .. y_{n-1}
+    labels = {"identity": tokens[:, written], "successor": tokens[:, n + 3 : 2 * n + 2]}
+    found = []
+    for residual in model.trace(tokens).streams:
+        features = residual[:, written]
+        fitted, fresh = features[:lists].flatten(0, 1), features[lists:].flatten(0, 1)
+        scores = {}
+        for name, label in labels.items():
+            probe = linear_probe(fitted, label[:lists].flatten())
+            scores[name] = probe_accuracy(probe, fresh, label[lists:].flatten())
+        found.append(scores)
+    return found
+
+
 def hand_set(values: int) -> CausalTransformer:
     """The hand-set sorter of integers 0..values-1 over the tokens of this world."""
     vocabulary = Vocabulary(values)
@@ -261,7 +290,7 @@ def run(settings: HintingSettings, seed: int, device: torch.device) -> Arms:
 
 
 HAND_SET_SHARES = (0.1, 0.5, 1.0)  # of the hand-set sorter's longest list
-QUICK = Recipe(values=5, longest=4, steps=20, batch=16, width=32, learning_rate=1e-2, warmup=5)
+QUICK = Recipe(values=5, longest=4, steps=10, batch=16, width=32, learning_rate=1e-2, warmup=5)
 PAPER = Recipe(values=100, longest=20, steps=160_000, batch=64, width=256, depth=4, heads=4, learning_rate=5e-4, warmup=1000)
 
 EXPERIMENT = Experiment(
@@ -271,7 +300,7 @@ EXPERIMENT = Experiment(
         "quick": HintingSettings(
             seeds=2,
             repeated=QUICK,
-            distinct=replace(QUICK, values=16, distinct=True),
+            distinct=replace(QUICK, values=16, distinct=True, steps=50),
             increment=replace(QUICK, values=10, shortest=1),
             rows=20,
             hand_set_length=40,

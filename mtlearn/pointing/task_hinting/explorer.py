@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from mtlearn.pointing.task_hinting.experiment import CHECKPOINTS, DISTINCT, SHIP
 from mtlearn.pointing.task_hinting.method import attention_by_value
 from mtlearn.pointing.transformer import CausalTransformer
 
-SEED = 0
+SEED = 1
 HAND_SET = "hand-set"
 LONGEST = 40
 CURVES = {  # arms of the recorded result that are drawn beside the model, by world, with the names on their lines
@@ -135,9 +137,9 @@ def explorer(*, n: int = 32, tau: float = 1.0) -> Explorer:
                 shown["numbers"] = drawn_list(model, len(shown["numbers"]))
         found = look(model, shown["numbers"], round(tau, 2))
         at = min(round(written * len(shown["numbers"])), len(shown["numbers"]))
-        grid = figure.add_gridspec(2, 2, height_ratios=[1.0, 3], width_ratios=[1.45, 1])
-        _draw_lists(figure.add_subplot(grid[0, :]), shown["numbers"], found, at, vocabulary_of(model), complaint)
-        left, right = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
+        figure.set_layout_engine("none")  # fixed places: laying out eighty numbers costs more than drawing them
+        _draw_lists(figure.add_axes((0.065, 0.755, 0.925, 0.19)), shown["numbers"], found, at, vocabulary_of(model), complaint)
+        left, right = figure.add_axes((0.065, 0.095, 0.505, 0.565)), figure.add_axes((0.645, 0.095, 0.345, 0.565))
         mass = _draw_attention(left, shown["numbers"], found, at, int(layer) - 1, vocabulary_of(model))
         accuracy = _draw_curves(right, model, round(tau, 2), len(shown["numbers"]), measure)
         wrong, count = found.right.count(False), len(shown["numbers"])
@@ -205,16 +207,18 @@ def _draw_lists(axes: Axes, numbers: tuple[int, ...], found: Look, at: int, voca
     slots = max(len(numbers) + 1, 12)
     size = 11 if slots <= 24 else 8.5
     names = {vocabulary.end: "end"}
+    corner, faces = [], []
     for row, tokens in ((1, numbers), (0, found.written)):
         for place, token in enumerate(tokens):
-            colour = LIGHT if row else GREEN if found.right[place] else VERMILION
-            edge = BLACK if not row and place == at else colour
-            box = Rectangle((place + 0.06, row + 0.12), 0.88, 0.76, facecolor=colour, edgecolor=edge, linewidth=2.2, alpha=1.0 if row else 0.9)
-            axes.add_patch(box)
+            corner.append((place, row))
+            faces.append(LIGHT if row else "#007A5A" if found.right[place] else VERMILION)
             ink = BLACK if row else "white"
-            axes.text(place + 0.5, row + 0.5, names.get(token, str(token)), ha="center", va="center", fontsize=size, color=ink)
+            axes.text(place + 0.5, row + 0.48, names.get(token, str(token)), ha="center", va="center", fontsize=size, color=ink, clip_on=False)
+    shape = np.array([(0.06, 0.1), (0.94, 0.1), (0.94, 0.9), (0.06, 0.9)])
+    axes.add_collection(PolyCollection(np.array(corner)[:, None] + shape, facecolors=faces))
+    axes.add_patch(Rectangle((at + 0.03, 0.05), 0.94, 0.9, fill=False, edgecolor=BLACK, linewidth=2.2))
     axes.set_xlim(0, slots)
-    axes.set_ylim(-0.1, 2.0)
+    axes.set_ylim(-0.02, 1.98)
     axes.set_yticks([1.5, 0.5], ["the list", "sorted"])
     axes.set_xticks([])
     axes.tick_params(length=0)
@@ -230,7 +234,7 @@ def _draw_attention(axes: Axes, numbers: tuple[int, ...], found: Look, at: int, 
     mass = found.attention[layer, at].tolist()
     wanted = found.written[at]
     colours = [ORANGE if value == wanted else BLUE for value in range(vocabulary.values)]
-    axes.bar(range(vocabulary.values), mass, width=0.8, color=colours)
+    axes.vlines(range(vocabulary.values), 0, mass, colors=colours, linewidth=290 / vocabulary.values, capstyle="butt")
     held = sorted(set(numbers))
     axes.plot(held, [-0.025] * len(held), "|", color=GREY, markersize=8, markeredgewidth=1.4, clip_on=False)
     last = found.written[at - 1] if at else None
