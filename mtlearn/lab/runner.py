@@ -167,12 +167,13 @@ def _on_cores(tasks: Sequence[Task], jobs: int) -> Generator[Ended]:
     with Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, inner_max_num_threads=1, backend="loky") as parallel:
         ended = parallel(delayed(_perform_with)(task) for task in tasks)
         try:
-            yield from ended
+            for one in ended:
+                yield one  # not `yield from`, which would close the generator first, with joblib's warning
         except BaseException:
             # a worker in the middle of a seed would hold the interpreter until it ends
             get_reusable_executor().shutdown(wait=False, kill_workers=True)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # joblib's, that what is under way is lost: so it is
+                warnings.simplefilter("ignore")  # that what is under way is lost: so it is
                 ended.close()
             raise
 

@@ -28,7 +28,8 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed Python, NumPy and PyTorch and compute on one thread; what was set before is restored at the end.
 
     One thread, because sums are split over threads and their last digits would follow the number of cores. Where several threads of a process
-    (those of a Dask worker) come here, one runs at a time.
+    (those of a Dask worker) come here, one runs at a time. Dask's own threads draw from Python's ``random`` meanwhile: an experiment draws from
+    :func:`stream`, PyTorch or NumPy.
     """
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")

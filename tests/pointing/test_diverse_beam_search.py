@@ -567,7 +567,7 @@ def test_a_short_training_lowers_the_loss_and_repeats_to_the_bit():
     model, again = experiment.train(recipe), experiment.train(recipe)
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
     untrained = experiment.build(recipe).eval()
-    assert experiment.validation_loss(model, few) < experiment.validation_loss(untrained, few) - 0.5
+    assert experiment.validation_loss(model, few) < experiment.validation_loss(untrained, few) - 0.1
     assert not model.training
 
 

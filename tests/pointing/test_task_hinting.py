@@ -448,10 +448,9 @@ def shown():
 
 def test_every_control_changes_the_picture(shown) -> None:
     shown.preset("reset")
-    for name, value in {
-        "model": "hand-set", "n": 12, "numbers": "5 3 9", "tau": 2.0, "written": 0.2, "layer": "2", "measure": "tokens",
-    }.items():  # fmt: skip
-        shown.preset("reset")
+    moves = {"n": 12, "tau": 2.0, "written": 0.2, "layer": "2", "measure": "tokens", "numbers": "5 3 9", "model": "hand-set"}
+    assert set(moves) == set(shown.controls)
+    for name, value in moves.items():
         before = shown.png
         shown.set(**{name: value})
         assert shown.png != before, name
