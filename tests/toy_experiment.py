@@ -154,6 +154,8 @@ def lay_out(root: Path, **settings: Any) -> Path:
         folder = root / "mtlearn" / "toys" / slug
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints = "\nCHECKPOINTS = (toy_experiment.LINE,)" if slug == "toy" else ""
-        (folder / "experiment.py").write_text(f"import toy_experiment\nEXPERIMENT = toy_experiment.experiment({slug!r}, **{settings!r}){checkpoints}\n")
+        (folder / "experiment.py").write_text(
+            f"import toy_experiment\nEXPERIMENT = toy_experiment.experiment({slug!r}, **{settings!r}){checkpoints}\n"
+        )
     (root / "mtlearn" / "toys" / "toy" / "method.py").write_text("")
     return root

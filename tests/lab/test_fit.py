@@ -36,7 +36,9 @@ def test_gradient_descent_by_hand():
     model = line()
     seen = []
     # the loss is (w . x)^2 / 2 with x = (1, 0): each step multiplies the first weight by 1 - 0.1
-    history = fit(model, lambda step: model(torch.tensor([1.0, 0.0])).square().sum() / 2, steps=3, optimizer=sgd(model), after_step=lambda *at: seen.append(at))
+    history = fit(
+        model, lambda step: model(torch.tensor([1.0, 0.0])).square().sum() / 2, steps=3, optimizer=sgd(model), after_step=lambda *at: seen.append(at)
+    )
     assert torch.allclose(model.weight, torch.tensor([[0.9**3, 1.0]]))
     assert history.losses == pytest.approx([0.5, 0.5 * 0.9**2, 0.5 * 0.9**4])
     assert seen == list(enumerate(history.losses))

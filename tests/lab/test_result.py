@@ -226,7 +226,9 @@ def test_a_seed_that_lacks_a_metric_is_told():
         summarise(EXPERIMENT, "quick", Settings(2), [({"a": {"m": 1.0}, "b": {"m": 1.0}}, 1.0), ({"a": {"n": 1.0}, "b": {"m": 1.0}}, 1.0)])
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"arms": []}', '{"arms": {}, "claims": [{"better": "a"}]}', '{"arms": {}, "claims": [], "paper": "x", "more": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"arms": []}', '{"arms": {}, "claims": [{"better": "a"}]}', '{"arms": {}, "claims": [], "paper": "x", "more": 1}']
+)
 def test_what_is_no_result(text: str):
     with pytest.raises(ValueError, match="this is not a result of `mtlearn run --json`"):
         Result.from_json(text)

@@ -49,7 +49,9 @@ def seeds_run(witness: Path) -> list[int]:
 
 def values(outcome: Outcome) -> list[dict]:
     """Every number of every arm."""
-    return [{(arm, metric): spread.values for arm, metrics in result.arms.items() for metric, spread in metrics.items()} for result in outcome.results]
+    return [
+        {(arm, metric): spread.values for arm, metrics in result.arms.items() for metric, spread in metrics.items()} for result in outcome.results
+    ]
 
 
 def quick(folder: Path, *experiments: Experiment, **how) -> Outcome:
@@ -201,12 +203,17 @@ def test_what_a_cluster_cannot_hand_back_breaks_one_seed(folder: Path, cluster: 
     assert outcome.results[0].seeds == 2
 
 
-@pytest.mark.parametrize(("address", "why"), [("tcp://127.0.0.1:1", "Timed out"), ("nonsense", "missing port number"), ("", "missing port"), ("ftp://a:1", "unknown")])
+@pytest.mark.parametrize(
+    ("address", "why"), [("tcp://127.0.0.1:1", "Timed out"), ("nonsense", "missing port number"), ("", "missing port"), ("ftp://a:1", "unknown")]
+)
 def test_no_scheduler_there(address: str, why: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("distributed")
     assert runner.DASK_TIMEOUT < 10
     monkeypatch.setattr(runner, "DASK_TIMEOUT", 0.3)
-    with pytest.raises(ConnectionError, match=rf"^no Dask scheduler answers at '{address}' \(.*{why}.*\); start one with `dask scheduler` and give its tcp:// address$") as caught:
+    with pytest.raises(
+        ConnectionError,
+        match=rf"^no Dask scheduler answers at '{address}' \(.*{why}.*\); start one with `dask scheduler` and give its tcp:// address$",
+    ) as caught:
         quick(folder, toy_experiment.experiment(), dask=address)
     assert "\n" not in str(caught.value) and not folder.exists()
 

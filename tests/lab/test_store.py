@@ -109,12 +109,27 @@ def test_fresh_where_nothing_is(tmp_path: Path):
     assert opened(tmp_path, fresh=True).notes == []
 
 
-@pytest.mark.parametrize("first", ["", "\n", "not json", "[]", "5", '{"format": "other"}', '{"format": "mtlearn-results-1"}', '{"format": "mtlearn-results-1", "settings": 5, "device": 1}', '{"format": "mtlea'])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "",
+        "\n",
+        "not json",
+        "[]",
+        "5",
+        '{"format": "other"}',
+        '{"format": "mtlearn-results-1"}',
+        '{"format": "mtlearn-results-1", "settings": 5, "device": 1}',
+        '{"format": "mtlea',
+    ],
+)
 def test_a_first_line_that_is_none(filled: Path, first: str):
     lines = filled.read_text().splitlines(keepends=True)
     filled.write_text(first if first in ("", "\n") or first.endswith("mtlea") else "".join([f"{first}\n", *lines[1:]]))
     before = filled.read_bytes()
-    with pytest.raises(StoreError, match=rf"^{filled}: its first line is not that of a results file; move it away, or start anew with --fresh \(it is kept aside\)$"):
+    with pytest.raises(
+        StoreError, match=rf"^{filled}: its first line is not that of a results file; move it away, or start anew with --fresh \(it is kept aside\)$"
+    ):
         opened(filled.parent)
     assert filled.read_bytes() == before
     store = opened(filled.parent, fresh=True)  # what the message says helps

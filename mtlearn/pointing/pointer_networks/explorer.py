@@ -162,7 +162,8 @@ class Canvas:
             x, y = place[index]
             axes.scatter(x, y, facecolor="none", edgecolor=colour, linestyle=line, linewidth=2, s=size, zorder=4)
         for index, (x, y) in enumerate(place, 1):
-            axes.annotate(str(index), (x, y), (0, 11), textcoords="offset points", ha="center", fontsize=9, zorder=5)
+            lift = 7 + 10 * (float(glow[index - 1]) if index <= reach else 0.3)
+            axes.annotate(str(index), (x, y), (0, lift), textcoords="offset points", ha="center", fontsize=9, zorder=5)
 
 
 def _draw_table(axes: Axes, rows: torch.Tensor, answer: list[int], step: int, reach: int) -> None:

@@ -206,7 +206,7 @@ def _draw_lists(axes: Axes, numbers: tuple[int, ...], found: Look, at: int, voca
     """The list above, and below it what is written: green where the model is right, vermilion where it is wrong."""
     slots = max(len(numbers) + 1, 12)
     size = 11 if slots <= 24 else 8.5
-    names = {vocabulary.end: "end"}
+    names = {vocabulary.end: "."}  # as the rows are written everywhere
     corner, faces = [], []
     for row, tokens in ((1, numbers), (0, found.written)):
         for place, token in enumerate(tokens):
@@ -253,7 +253,7 @@ def _draw_attention(axes: Axes, numbers: tuple[int, ...], found: Look, at: int, 
         side = -1 if wanted > 0.75 * vocabulary.values else 1
         axes.annotate(
             f"next: {wanted}\ngets {right:.2f}",
-            (wanted, right),
+            (wanted, min(right, 0.78)),
             (8 * side, 4),
             textcoords="offset points",
             ha="left" if side > 0 else "right",
@@ -272,10 +272,10 @@ def _draw_curves(axes: Axes, arm: str, tau: float, n: int, measure: str) -> str:
     distinct = is_distinct(arm)
     recipe = Sorters().distinct if distinct else Sorters().repeated
     prefix = "distinct " if distinct else ""
-    axes.axvspan(recipe.shortest, recipe.longest, color=LIGHT, alpha=0.7, linewidth=0)
-    axes.text(recipe.longest, 1.04, "trained ", ha="right", va="bottom", fontsize=9, color=GREY)
+    if arm != HAND_SET:
+        axes.axvspan(recipe.shortest, recipe.longest, color=LIGHT, alpha=0.7, linewidth=0)
+        axes.text(recipe.longest, 1.04, "trained ", ha="right", va="bottom", fontsize=9, color=GREY)
     ends: list[tuple[float, str, str]] = []
-    last = 1
     for name, (label, colour) in CURVES[distinct].items():
         curve = _recorded_curve(name, f"{prefix}{measure} at ", recipe.longest)
         if curve:
