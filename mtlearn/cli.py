@@ -323,7 +323,7 @@ def _run(
         except KeyboardInterrupt:
             progress.stop()
             print("interrupted: finished seeds are kept, the same command goes on from there", file=sys.stderr)
-            os._exit(INTERRUPTED)  # workers in the middle of a seed must not hold the terminal
+            raise typer.Exit(INTERRUPTED) from None
     _print_notes(outcome)
     return outcome
 

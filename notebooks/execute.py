@@ -19,13 +19,9 @@ def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+    where = {"metadata": {"path": str(path.parent)}}
     client = NotebookClient(
-        notebook,
-        timeout=600,
-        kernel_name="python3",
-        record_timing=False,
-        store_widget_state=False,
-        resources={"metadata": {"path": str(path.parent)}},
+        notebook, timeout=600, kernel_name="python3", record_timing=False, store_widget_state=False, coalesce_streams=True, resources=where
     )
     client.execute()
     for cell in notebook.cells:

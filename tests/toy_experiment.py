@@ -74,7 +74,7 @@ def run(settings: Toy, seed: int, device: torch.device) -> Arms:
     if seed in settings.breaks:
         raise RuntimeError(f"seed {seed}\nis broken")
     draws = stream(seed, "train")
-    target = torch.randn(3, generator=draws)
+    target = 2 + torch.randn(3, generator=draws) / 10
     arms = {}
     for arm, steps in (("trained", settings.steps), ("untrained", 0)):
         torch.manual_seed(seed)
@@ -86,7 +86,7 @@ def run(settings: Toy, seed: int, device: torch.device) -> Arms:
 
         fit(model, loss_at, steps=steps, optimizer=torch.optim.SGD(model.parameters(), lr=settings.rate), schedule="cosine", warmup=steps // 5)
         with torch.no_grad():
-            arms[arm] = {"loss": float(loss_at(0)), "luck": 2 * np.random.random() + torch.rand(()).item()}
+            arms[arm] = {"loss": float(loss_at(0)), "luck": 2 * np.random.random() + torch.rand(()).item()}  # noqa: NPY002
     return arms
 
 
@@ -130,7 +130,7 @@ def train(recipe: Recipe, progress: str | None) -> nn.Module:
 
 
 def measure(model: nn.Module) -> dict[str, float]:
-    return {"weights": float(sum(p.square().sum() for p in model.parameters()))}
+    return {"weights": sum(p.detach().square().sum().item() for p in model.parameters())}
 
 
 LINE = Checkpoint("toy-line", Recipe(), build, train, measure)

@@ -16,6 +16,7 @@ keyboard where the explorer wants them: ``on_pointer`` gets presses, drags and r
 the mouse, and a test sends the same with :meth:`Explorer.point`.
 """
 
+import base64
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -260,14 +261,17 @@ class Explorer:
         self.point(content["kind"], across, up, axes=-1, key=content.get("key", ""))
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        return self.widget._repr_mimebundle_(**kwargs)
+        # where no kernel runs (a repository's page, a printed notebook) the picture stands for the widget
+        return {**self.widget._repr_mimebundle_(**kwargs), "image/png": base64.b64encode(self.png).decode(), "text/plain": self.text}
 
 
 def slider(label: str, value: float, low: float, high: float, step: float | None = None) -> Any:
     """A slider for whole numbers (when ``value``, ``low`` and ``high`` are ints) or for real ones, labelled in full."""
     whole = all(isinstance(number, int) for number in (value, low, high))
     kind = widgets.IntSlider if whole else widgets.FloatSlider
-    return kind(value=value, min=low, max=high, step=step or (1 if whole else (high - low) / 50), description=label, **_SHAPE)
+    room = widgets.Layout(width="auto", min_width=f"{max(280, 200 + 7 * len(label))}px", margin="2px 12px 2px 0")  # a long label must leave a track
+    shape = {"style": {"description_width": "initial"}, "layout": room}
+    return kind(value=value, min=low, max=high, step=step or (1 if whole else (high - low) / 50), description=label, **shape)
 
 
 def choice(label: str, options: Sequence[Any], value: Any = None) -> Any:

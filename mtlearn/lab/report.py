@@ -48,7 +48,8 @@ def plot_arms(axes: Axes, result: Result, metric: str, *, arms: Sequence[str] | 
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     unit = result.units.get(metric)
-    axes.set_xlabel(metric.replace("_", " ") + (f" ({unit})" if unit else ""))
+    label = metric.replace("_", " ")
+    axes.set_xlabel(label + (f"{chr(10) if len(label) + len(unit) > 30 else ' '}({unit})" if unit else ""))
     axes.grid(axis="x", color=LIGHT, linewidth=0.8)
     axes.set_axisbelow(True)
 

@@ -100,7 +100,8 @@ def test_every_claim_is_there(written: tuple[Page, Result, Result]):
     assert [claim.verdict for claim in results[0].claims] == ["holds", "fails", "undecided"]
     for words in (
         "1 of 3 papers have results here", "A Toy & its line", "Ada Lovelace, Blaise Pascal. Journal of Toys 2020. arXiv:2001.00001", "Chapter Toys.",
-        "Fit a line <and [be] done>.", "Training [a line] <lowers> the loss by more than 0.1.", "Does a line learn?", "Laptop scale, as recorded", "Quick scale, run here",
+        "Fit a line <and [be] done>.", "Training [a line] <lowers> the loss by more than 0.1.", "Does a line learn?",
+        "Laptop scale, as recorded", "Quick scale, run here",
         "nested [[1, 2], [3]]", "torch 2", "trained loss", "extra size",
     ):  # fmt: skip
         assert words in page.text, words
@@ -179,7 +180,7 @@ def test_a_metric_without_unit_and_of_one_arm():
 
 
 def test_an_unknown_metric_names_those_there_are():
-    with pytest.raises(ValueError, match="^no arm has the metric 'los'; there are loss, luck, size$"):
+    with pytest.raises(ValueError, match=r"^no arm has the metric 'los'; there are loss, luck, size$"):
         plot_arms(axes(), result(), "los")
 
 

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -96,6 +96,7 @@ def test_pairing_takes_out_what_the_seeds_share():
 VALUES = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 3)), min_size=2, max_size=8)
 
 
+@settings(max_examples=40, deadline=None)
 @given(VALUES)
 def test_the_interval_is_scipys(values: list[float]):
     assume(statistics.stdev(values) > 1e-3)
@@ -105,6 +106,7 @@ def test_the_interval_is_scipys(values: list[float]):
     assert (low, high) == (pytest.approx(theirs.low, rel=1e-6, abs=1e-6), pytest.approx(theirs.high, rel=1e-6, abs=1e-6))
 
 
+@settings(max_examples=40, deadline=None)
 @given(VALUES, st.floats(-1e6, 1e6))
 def test_a_shift_of_all_differences_shifts_the_interval(values: list[float], shift: float):
     verdict, shifted = judge(claim(), runs(values)), judge(claim(), runs([v + shift for v in values]))
@@ -113,6 +115,7 @@ def test_a_shift_of_all_differences_shifts_the_interval(values: list[float], shi
     assert shifted.high == pytest.approx(verdict.high + shift, abs=1e-5)
 
 
+@settings(max_examples=40, deadline=None)
 @given(VALUES, st.floats(-2e3, 2e3), st.floats(-2e3, 2e3))
 def test_a_higher_margin_never_makes_a_claim_truer(values: list[float], one: float, two: float):
     order = {"fails": 0, "undecided": 1, "holds": 2}
@@ -120,6 +123,7 @@ def test_a_higher_margin_never_makes_a_claim_truer(values: list[float], one: flo
     assert words == sorted(words, reverse=True)
 
 
+@settings(max_examples=40, deadline=None)
 @given(VALUES, VALUES, st.floats(-10, 10))
 def test_swapping_the_arms_swaps_the_words(better: list[float], worse: list[float], margin: float):
     size = min(len(better), len(worse))
@@ -127,6 +131,7 @@ def test_swapping_the_arms_swaps_the_words(better: list[float], worse: list[floa
     assert {"holds": "fails", "fails": "holds", "undecided": "undecided"}[there.verdict] == back.verdict
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.floats(0.1, 1e6), st.integers(2, 6))
 def test_values_that_differ_in_the_last_digit_give_no_warning(value: float, count: int):
     values = [value] * count + [math.nextafter(value, math.inf)]

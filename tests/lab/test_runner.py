@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import toy_experiment
 import torch
+import toy_experiment
 from toy_experiment import Toy
 
 from mtlearn.lab import runner
@@ -56,28 +56,6 @@ def values(outcome: Outcome) -> list[dict]:
 
 def quick(folder: Path, *experiments: Experiment, **how) -> Outcome:
     return run(experiments, "quick", folder=folder, **how)
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_full_disk_keeps_what_was_there(jobs: int, folder: Path, witness: Path, monkeypatch: pytest.MonkeyPatch):
-    toy = toy_experiment.experiment(seeds=4, witness=str(witness))
-    sync, calls = os.fsync, []
-
-    def full(number: int) -> None:
-        calls.append(number)
-        if len(calls) > 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        sync(number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(StoreError, match="No space left on device; what it held before is kept"):
-            quick(folder, toy, jobs=jobs)
-    assert [path.name for path in folder.iterdir()] == ["toy-quick.jsonl"]
-    assert len((folder / "toy-quick.jsonl").read_text().splitlines()) == 3
-    seeds_run(witness)
-    assert quick(folder, toy).results[0].seeds == 4
-    assert len(seeds_run(witness)) == 2
 
 
 @pytest.mark.parametrize("where", ["again", "two processes", "cluster"])
@@ -266,3 +244,25 @@ def test_stored_reads_all_scales_and_touches_nothing(folder: Path):
     (note,) = stored([toy_experiment.experiment("toy_two", rate=0.3)], folder=folder).notes
     assert note.startswith("left out: ") and "rate 0.1 there, 0.3 now" in note
     assert sorted(path.name for path in folder.iterdir()) == ["toy-quick.jsonl", "toy_two-laptop.jsonl"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])  # the last test, because its workers are killed
+def test_a_full_disk_keeps_what_was_there(jobs: int, folder: Path, witness: Path, monkeypatch: pytest.MonkeyPatch):
+    toy = toy_experiment.experiment(seeds=4, witness=str(witness))
+    sync, calls = os.fsync, []
+
+    def full(number: int) -> None:
+        calls.append(number)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StoreError, match="No space left on device; what it held before is kept"):
+            quick(folder, toy, jobs=jobs)
+    assert [path.name for path in folder.iterdir()] == ["toy-quick.jsonl"]
+    assert len((folder / "toy-quick.jsonl").read_text().splitlines()) == 3
+    seeds_run(witness)
+    assert quick(folder, toy).results[0].seeds == 4
+    assert len(seeds_run(witness)) == 2

@@ -15,7 +15,7 @@ SEEDS = st.integers(0, 2**64)
 
 
 def drawn() -> tuple:
-    return random.random(), np.random.random(), torch.rand(3).tolist()
+    return random.random(), np.random.random(), torch.rand(3).tolist()  # noqa: NPY002
 
 
 @given(SEEDS, st.lists(st.one_of(st.text("abé"), st.integers()), max_size=3))

@@ -139,7 +139,7 @@ def test_a_first_line_that_is_none(filled: Path, first: str):
 
 @pytest.mark.parametrize(
     "line",
-    ["", "{", '{"seed": 1}', '{"seed": "one", "seconds": 1, "arms": {"a": {"m": 1}}}', '{"seed": 1, "seconds": 1, "arms": {"a": {"m": NaN}}}', "[]", "\x00\x00\xff"],
+    ["", "{", "[]", "\x00\x00\xff", '{"seed": 1}', '{"seed": "one", "seconds": 1, "arms": {"a": {"m": 1}}}', '{"seed": 1, "seconds": 1, "arms": {"a": {"m": NaN}}}'],
 )  # fmt: skip
 def test_a_broken_line_is_run_again(filled: Path, line: str):
     lines = filled.read_text().splitlines()
@@ -286,8 +286,9 @@ def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def test_the_fingerprint_follows_what_a_result_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A copy of the package's layout, in which one file after the other is changed."""
     files = {
-        "lab/fit.py": True, "lab/seeds.py": True, "datasets/planar.py": True, "layers/attention.py": True, "chapter/shared.py": True, "chapter/paper/method.py": True,
-        "chapter/paper/experiment.py": True, "chapter/paper/baselines.py": True, "chapter/paper/explorer.py": False, "chapter/paper/exercises.py": False,
+        "lab/fit.py": True, "lab/seeds.py": True, "datasets/planar.py": True, "layers/attention.py": True, "chapter/shared.py": True,
+        "chapter/paper/method.py": True, "chapter/paper/experiment.py": True, "chapter/paper/baselines.py": True,
+        "chapter/paper/explorer.py": False, "chapter/paper/exercises.py": False,
         "chapter/other/method.py": False, "lab/report.py": False, "cli.py": False,
     }  # fmt: skip
     package = tmp_path / "mtlearn"

@@ -601,7 +601,7 @@ def test_the_quick_experiment_measures_what_the_claims_name():
 
 def test_a_run_trains_its_own_model_and_repeats_to_the_bit():
     small = experiment.DecodingSettings(
-        seeds=1, test_names=4, validation_names=3, strengths=(0.2, 2.0), rank_strengths=(0.5,), temperatures=(1.0,), prior_strengths=(0.1,),
+        seeds=1, width=4, test_names=4, validation_names=3, strengths=(0.2, 2.0), rank_strengths=(0.5,), temperatures=(1.0,), prior_strengths=(0.1,),
         training_steps=2, hidden=16, penalties=True, trees=5,
     )  # fmt: skip
     first, again = (experiment.run(small, 3, torch.device("cpu")) for _ in range(2))
