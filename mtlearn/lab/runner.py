@@ -1,6 +1,7 @@
 """Run experiments: a map over (paper, seed), on this machine's cores or on a Dask cluster, resumed where it was cut off."""
 
 import os
+import threading
 import time
 import traceback
 import warnings
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
+from tqdm import tqdm
 
 from mtlearn.lab.experiment import SCALES, Experiment, Settings
 from mtlearn.lab.result import Result, check_arms, summarise
@@ -160,6 +162,7 @@ def _map(tasks: Sequence[Task], jobs: int, dask: str | None) -> Generator[Ended]
 
 
 def _perform_with(task: Task) -> Ended:
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore between processes, which a worker that is killed would leave behind
     return task, perform(task)
 
 
@@ -168,7 +171,7 @@ def _on_cores(tasks: Sequence[Task], jobs: int) -> Generator[Ended]:
         ended = parallel(delayed(_perform_with)(task) for task in tasks)
         try:
             for one in ended:
-                yield one  # not `yield from`, which would close the generator first, with joblib's warning
+                yield one  # noqa: UP028  # `yield from` would close it first, with a warning of joblib
         except BaseException:
             # a worker in the middle of a seed would hold the interpreter until it ends
             get_reusable_executor().shutdown(wait=False, kill_workers=True)

@@ -139,7 +139,10 @@ def test_a_first_line_that_is_none(filled: Path, first: str):
 
 @pytest.mark.parametrize(
     "line",
-    ["", "{", "[]", "\x00\x00\xff", '{"seed": 1}', '{"seed": "one", "seconds": 1, "arms": {"a": {"m": 1}}}', '{"seed": 1, "seconds": 1, "arms": {"a": {"m": NaN}}}'],
+    [
+        "", "{", "[]", "\x00\x00\xff", '{"seed": 1}',
+        '{"seed": "one", "seconds": 1, "arms": {"a": {"m": 1}}}', '{"seed": 1, "seconds": 1, "arms": {"a": {"m": NaN}}}',
+    ],
 )  # fmt: skip
 def test_a_broken_line_is_run_again(filled: Path, line: str):
     lines = filled.read_text().splitlines()
