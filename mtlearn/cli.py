@@ -433,7 +433,3 @@ def main() -> None:
 
 def _say(message: str) -> None:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()

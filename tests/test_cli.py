@@ -413,7 +413,7 @@ def test_ctrl_c_is_told_in_one_line(mtlearn: Command, toy_root: Path, monkeypatc
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_keeps_what_is_done_and_goes_on_from_there(jobs: int, mtlearn: Command, toy_root: Path, tmp_path: Path):
     gate, witness, store = tmp_path / "gate", tmp_path / "witness", tmp_path / "results"
-    toy_experiment.lay_out(toy_root, gate=str(gate), witness=str(witness), free=2)
+    toy_experiment.lay_out(toy_root, gate=str(gate), witness=str(witness), free=2, steps=0)
     command = ("run", "toy", "--scale", "quick", "--jobs", jobs, "--store", store, "--json")
     path = store / "toy-quick.jsonl"
     process = started(toy_root, *command)

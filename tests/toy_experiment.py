@@ -84,7 +84,8 @@ def run(settings: Toy, seed: int, device: torch.device) -> Arms:
             inputs = torch.randn(16, 3, generator=draws)
             return (model(inputs).squeeze(-1) - inputs @ target).square().mean()
 
-        fit(model, loss_at, steps=steps, optimizer=torch.optim.SGD(model.parameters(), lr=settings.rate), schedule="cosine", warmup=steps // 5)
+        if steps:
+            fit(model, loss_at, steps=steps, optimizer=torch.optim.SGD(model.parameters(), lr=settings.rate), schedule="cosine", warmup=steps // 5)
         with torch.no_grad():
             arms[arm] = {"loss": float(loss_at(0)), "luck": 2 * np.random.random() + torch.rand(()).item()}  # noqa: NPY002
     return arms

@@ -104,7 +104,8 @@ def delaunay(points: Tensor) -> Tensor:
     """
     exact = check_general_position(points).double()
     triangles, real = _small_triangulations(exact) if points.shape[1] <= LARGEST_TRIPLES else _large_triangulations(exact)
-    corner = exact.gather(1, triangles.flatten(1)[..., None].expand(-1, -1, 2)).unflatten(1, triangles.shape[1:])  # (batch, t, 3, 2)
+    batch, count, _ = triangles.shape
+    corner = exact.gather(1, triangles.flatten(1)[..., None].expand(-1, -1, 2)).view(batch, count, 3, 2)
     opposite = torch.linalg.vector_norm(corner.roll(-1, 2) - corner.roll(1, 2), dim=-1)  # side facing each corner
     incentre = (opposite[..., None] * corner).sum(2) / opposite.sum(2, keepdim=True)
     incentre = incentre.masked_fill(~real[..., None], torch.inf)  # padding goes last

@@ -170,8 +170,8 @@ def _on_cores(tasks: Sequence[Task], jobs: int) -> Generator[Ended]:
     with Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, inner_max_num_threads=1, backend="loky") as parallel:
         ended = parallel(delayed(_perform_with)(task) for task in tasks)
         try:
-            for one in ended:
-                yield one  # noqa: UP028  # `yield from` would close it first, with a warning of joblib
+            for one in ended:  # noqa: UP028
+                yield one  # `yield from` would close it first, with a warning of joblib
         except BaseException:
             # a worker in the middle of a seed would hold the interpreter until it ends
             get_reusable_executor().shutdown(wait=False, kill_workers=True)
@@ -184,9 +184,11 @@ def _on_cores(tasks: Sequence[Task], jobs: int) -> Generator[Ended]:
 def _on_dask(tasks: Sequence[Task], address: str) -> Generator[Ended]:
     try:
         from distributed import Client, as_completed
+        from distributed.comm.addressing import get_address_host_port
     except ImportError:
         raise ValueError("running on a cluster needs Dask: pip install 'mtlearn[dask]'") from None
     try:
+        get_address_host_port(address)  # a mistyped address is told at once, and no half-open client is left
         client = Client(address, timeout=DASK_TIMEOUT)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TimeoutError) as error:
         why = " ".join(str(error).split())

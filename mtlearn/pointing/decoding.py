@@ -112,11 +112,7 @@ def beam_search(step: Step, state: State, *, width: int, start: int, end: int, m
             raise ValueError(f"end must be a token of the vocabulary 0..{vocabulary - 1}, got {end}")
         check_log_probs(log_probs, where=f"step {at + 1}")
         candidates = (scores[:, :, None] + log_probs.view(batch, width, vocabulary)).flatten(1)  # (batch, width * vocabulary)
-        scores, chosen = best(candidates, min(width, candidates.shape[1]))
-        if scores.shape[1] < width:  # fewer continuations than beams: the rest are dead
-            missing = width - scores.shape[1]
-            scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
-            chosen = torch.nn.functional.pad(chosen, (0, missing))
+        scores, chosen = best(candidates, width)
         stuck = (scores == -torch.inf).all(1) & (done["scores"] == -torch.inf).all(1)
         if stuck.any():
             raise RuntimeError(f"step {at + 1}: every token of instance {int(stuck.nonzero()[0])} is impossible and no sequence is finished")

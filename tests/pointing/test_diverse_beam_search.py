@@ -654,7 +654,7 @@ def test_the_tree_shows_what_the_search_found(tree):
     with torch.no_grad():
         plain = beam_search(experiment.describer().step, experiment.describer().read(name, length), width=6, **explorer.LIMITS)
     assert unknown == [] and all(experiment.corpus().vocabulary.decode(tokens) in tree.text for tokens in plain.tokens[0].tolist())
-    for label in ("too strong", "no word pair twice", "reset"):
+    for label in ("too strong", "word pairs cost", "reset"):
         before = tree.png
         tree.preset(label)
         assert tree.png != before

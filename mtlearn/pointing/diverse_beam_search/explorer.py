@@ -133,7 +133,7 @@ def explorer() -> Explorer:
         "plain beam search": {"name": FIRST_NAME, "groups": 1, "strength": 0.0, "penalty": "hamming"},
         "groups without a penalty": {"name": FIRST_NAME, "groups": 6, "strength": 0.0, "penalty": "hamming"},
         "too strong": {"name": FIRST_NAME, "groups": 6, "strength": 4.0, "penalty": "hamming"},
-        "no word pair twice": {"name": FIRST_NAME, "groups": 6, "strength": 0.8, "penalty": "ngram"},
+        "word pairs cost": {"name": FIRST_NAME, "groups": 6, "strength": 0.8, "penalty": "ngram"},
     }
     made = Explorer(
         paint, controls, title="Diverse beam search: six beams describe a function", figsize=(10.0, 6.6), on_pointer=on_pointer, presets=presets,
