@@ -1,12 +1,13 @@
 """Run experiments: a map over (paper, seed), on this machine's cores or on a Dask cluster, resumed where it was cut off."""
 
 import os
+import signal
 import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,8 @@ def _perform_with(task: Task) -> Ended:
 
 def _on_cores(tasks: Sequence[Task], jobs: int) -> Generator[Ended]:
     with Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, inner_max_num_threads=1, backend="loky") as parallel:
-        ended = parallel(delayed(_perform_with)(task) for task in tasks)
+        with _without_ctrl_c():
+            ended = parallel(delayed(_perform_with)(task) for task in tasks)
         try:
             for one in ended:  # noqa: UP028
                 yield one  # `yield from` would close it first, with a warning of joblib
@@ -179,6 +181,19 @@ def _on_cores(tasks: Sequence[Task], jobs: int) -> Generator[Ended]:
                 warnings.simplefilter("ignore")  # that what is under way is lost: so it is
                 ended.close()
             raise
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C: a terminal sends it to all of them, each would tell of it, and this one ends them anyway."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _on_dask(tasks: Sequence[Task], address: str) -> Generator[Ended]:

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,16 @@ def test_a_run_repeats_to_the_bit(where: str, tmp_path: Path, request: pytest.Fi
     assert [r.claims for r in first.results] == [r.claims for r in second.results]
     luck = first.results[0].arms["trained"]["luck"].values
     assert len(set(luck)) == 4, "the seeds differ"
+
+
+def test_a_thread_may_run_processes(tmp_path: Path):
+    """Only a main thread may touch the handling of Ctrl-C."""
+    outcomes: list[Outcome] = []
+    toy = toy_experiment.experiment(seeds=2)
+    thread = threading.Thread(target=lambda: outcomes.append(quick(tmp_path / "one", toy, jobs=2)))
+    thread.start()
+    thread.join()
+    assert values(outcomes[0]) == values(quick(tmp_path / "two", toy, jobs=1))
 
 
 def test_torch_computes_on_one_thread_in_every_worker(folder: Path, cluster: str):
