@@ -22,7 +22,7 @@ from mtlearn.lab.result import Result, check_arms, summarise
 from mtlearn.lab.seeds import seeded
 from mtlearn.lab.store import Finished, Store, StoreError, default_folder
 
-DASK_TIMEOUT = 4.0  # seconds to reach a scheduler: a wrong address is told within ten, imports included
+DASK_TIMEOUT = 3.0  # seconds to reach a scheduler: a wrong address is told within ten, imports included
 
 
 @dataclass(frozen=True)
