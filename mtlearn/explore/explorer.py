@@ -276,7 +276,9 @@ def slider(label: str, value: float, low: float, high: float, step: float | None
 
 def choice(label: str, options: Sequence[Any], value: Any = None) -> Any:
     """One of a few: buttons side by side."""
-    return widgets.ToggleButtons(options=list(options), value=options[0] if value is None else value, description=label, **_SHAPE)
+    shown = widgets.ToggleButtons(options=list(options), value=options[0] if value is None else value, description=label, **_SHAPE)
+    shown.style.button_width = "auto"  # as wide as the words, which a fixed width would cut
+    return shown
 
 
 def menu(label: str, options: Sequence[Any], value: Any = None) -> Any:

@@ -29,7 +29,7 @@ CURVES = {  # arms of the recorded result that are drawn beside the model, by wo
         "distinct, main only": ("main only", BLUE),
         "distinct, + successor": ("+ successor", ORANGE),
         "distinct, twice the main": ("twice the main", GREEN),
-        "distinct, sharpened at test": ("sharpened at test", PURPLE),
+        "distinct, sharpened at test": ("sharpened", PURPLE),
     },
     False: {
         "main only": ("main only", BLUE),
