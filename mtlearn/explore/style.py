@@ -28,6 +28,7 @@ RC: dict[Any, Any] = {
     "image.cmap": SEQUENTIAL,
     "lines.linewidth": 2,
     "svg.hashsalt": "mtlearn",
+    "svg.fonttype": "none",  # text stays text: smaller, and it can be searched
 }
 
 

@@ -69,7 +69,7 @@ def plot_claim(axes: Axes, verdict: Verdict, *, unit: str = "") -> None:
     axes.set_xlim(min(values) - room, max(values) + room)
     axes.set_title(verdict.verdict, color=colour, fontweight="bold")
     axes.annotate(f"must exceed {verdict.margin:g}", (verdict.margin, 0.75), (4, 0), textcoords="offset points", fontsize=9, ha="left")
-    axes.set_xlabel("difference" + (f" ({unit})" if unit else ""))
+    axes.set_xlabel(f"difference ({unit})" if 0 < len(unit) <= 16 else "difference")  # a long unit stands under the arms
 
 
 def claim_figure(result: Result, verdict: Verdict) -> str:
@@ -94,8 +94,8 @@ def comparison(verdict: Verdict) -> str:
 def interval(verdict: Verdict) -> str:
     """Difference and interval at three digits."""
     if verdict.low is None or verdict.high is None:
-        return f"{verdict.difference:.3g} (one pair: no interval)"
-    return f"{verdict.difference:.3g} [{verdict.low:.3g}, {verdict.high:.3g}]"
+        return f"{verdict.difference + 0.0:.3g} (one pair: no interval)"
+    return f"{verdict.difference + 0.0:.3g} [{verdict.low + 0.0:.3g}, {verdict.high + 0.0:.3g}]"  # + 0.0: no minus before a zero
 
 
 def write_report(path: Path, runs: Mapping[str, Sequence[Result]]) -> Path:
