@@ -288,8 +288,8 @@ def run(settings: PointerSettings, seed: int, device: torch.device) -> Arms:
         arms.setdefault(SORTING, {})["sorted_smallest" if n == settings.smallest else "sorted_largest"] = exact
 
     hull, tour, triangles = (shipped(checkpoint, device) for checkpoint in (HULL, TOUR, TRIANGLES))
-    arms["shipped_hull"] = {f"exact_{n}": measure_hulls(hull, tests(n))[0] for n in SHIPPED_SIZES}
-    arms["shipped_hull"]["area_30"] = measure_hulls(hull, tests(30))[1]
+    hulls = {n: measure_hulls(hull, tests(n)) for n in SHIPPED_SIZES}
+    arms["shipped_hull"] = {**{f"exact_{n}": exact for n, (exact, _, _) in hulls.items()}, "area_30": hulls[30][1]}
     points = tests(5)
     arms["shipped_triangles"] = measure_triangles(points, triangulate(triangles, points))
     arms["triangles_of_another_instance"] = measure_triangles(points, planar.delaunay(points).roll(1, 0))
