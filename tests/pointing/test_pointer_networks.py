@@ -11,6 +11,7 @@ from mtlearn.datasets import planar
 from mtlearn.lab.result import judge
 from mtlearn.lab.seeds import seeded, stream
 from mtlearn.pointing.pointer_networks import experiment as ex
+from mtlearn.pointing.pointer_networks import method
 from mtlearn.pointing.pointer_networks.baselines import FixedDictionary
 from mtlearn.pointing.pointer_networks.explorer import MOST, explorer, trace
 from mtlearn.pointing.pointer_networks.method import PAD, START, STOP, AdditiveScores, PointerAttention, PointerNetwork, answer_loss, check_answers
@@ -121,9 +122,14 @@ def test_a_set_encoder_makes_pointing_follow_the_points_and_the_lstm_does_not() 
         assert torch.allclose(before[:, :, entries], after, atol=1e-6) is follows
 
 
-def test_gradients_of_the_scores_are_those_of_the_plain_formula() -> None:
+@pytest.mark.parametrize("block", [1, 120, 2**19])  # a block an instance, blocks of two and a rest, one block
+@pytest.mark.parametrize("scale", [1.0, 60.0])  # 60: exp(-2k) exp(-2q) may be 0 times infinity in float32, and the logistic is taken instead
+def test_gradients_of_the_scores_are_those_of_the_plain_formula(block: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(method, "BLOCK", block)
     torch.manual_seed(4)
-    tensors = [torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in ((2, 4, 3), (2, 5, 3), (3,))]
+    tensors = [torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in ((3, 4, 3), (3, 5, 3), (3,))]
+    with torch.no_grad():
+        tensors[0][0, 0, 0], tensors[1][0, 0, 0] = scale, 0.5 - scale
     assert torch.autograd.gradcheck(AdditiveScores.apply, tensors)
     keys, queries, v = tensors
     plain = torch.tanh(keys[:, None] + queries[:, :, None]) @ v
@@ -133,6 +139,8 @@ def test_gradients_of_the_scores_are_those_of_the_plain_formula() -> None:
     wanted = torch.autograd.grad((plain * weights).sum(), tensors)
     for _ in range(2):  # a second backward over the same graph finds the same
         torch.testing.assert_close(torch.autograd.grad((ours * weights).sum(), tensors, retain_graph=True), wanted)
+    single = AdditiveScores.apply(*(tensor.detach().float() for tensor in tensors))
+    torch.testing.assert_close(single, plain.detach().float(), atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=10, deadline=None)

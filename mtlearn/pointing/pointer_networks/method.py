@@ -22,6 +22,7 @@ training stays on a plateau (the notebook shows it). ``no_repeats`` and ``tour``
 only tours. Training uses Adam instead of plain SGD (see the experiment).
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -34,36 +35,61 @@ from mtlearn.pointing.decoding import Hypotheses, State, beam_search
 
 STOP, PAD = 0, -1
 START = -1  # the token that the first decoder step sees
+BLOCK = 2**19  # numbers in a block of pairs: 2 MiB in float32, which a core's caches hold
+LARGE = 40.0  # exp(2 * 40) is still a float32
 Constraint = Literal["none", "no_repeats", "tour"]
 
 
 class AdditiveScores(torch.autograd.Function):
-    """v^T tanh(keys + queries) for every pair, in the memory of one (batch, steps, entries, hidden) tensor that is not kept for backward.
+    """v^T tanh(keys + queries) for every pair, without ever holding the (batch, steps, entries, hidden) tensor of all pairs.
 
-    v^T tanh(x) = 2 v^T s(2x) - sum(v) with the logistic s, which CPUs compute three times as fast as tanh; its derivative is 4 s (1 - s). What
-    the plain formula costs is not arithmetic but three fresh tensors of that size, so backward computes s again and works in place.
+    With the logistic s, v^T tanh(x) = 2 v^T s(2x) - sum(v), and s(2 (k + q)) = 1 / (1 + exp(-2k) exp(-2q)): the exponentials are one a key and
+    one a query, and a pair costs a product and a reciprocal. What is left is the traffic of memory, so the batch is worked through in
+    blocks that stay in a core's caches, in place, and backward computes a block again rather than fetching it.
     """
 
     @staticmethod
     def forward(ctx: Any, keys: Tensor, queries: Tensor, v: Tensor) -> Tensor:
         """(batch, entries, hidden), (batch, steps, hidden) and (hidden,) to (batch, steps, entries)."""
-        ctx.save_for_backward(keys, queries, v)
-        return 2 * (AdditiveScores.logistic(keys, queries) @ v) - v.sum()
+        small = bool((keys.abs().amax() < LARGE) & (queries.abs().amax() < LARGE))  # else a product of exponentials could be 0 times infinity
+        a, b = ((-2 * keys).exp_(), (-2 * queries).exp_()) if small else (2 * keys, 2 * queries)
+        ctx.save_for_backward(a, b, v)
+        ctx.small = small
+        scores = keys.new_empty(len(keys), queries.shape[1], keys.shape[1])
+        for block, s in AdditiveScores.logistic(a, b, small):
+            scores[block] = s @ v
+        return scores.mul_(2).sub_(v.sum())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of keys, queries and v for that of the scores (batch, steps, entries)."""
-        keys, queries, v = ctx.saved_tensors
-        s = AdditiveScores.logistic(keys, queries)
-        grad_v = 2 * (grad.flatten() @ s.flatten(0, 2)) - grad.sum()
-        s.addcmul_(s, s, value=-1).mul_(grad[..., None])  # grad * s (1 - s)
-        return s.sum(1).mul_(4 * v), s.sum(2).mul_(4 * v), grad_v
+        a, b, v = ctx.saved_tensors
+        grad_keys, grad_queries, grad_v = torch.empty_like(a), torch.empty_like(b), torch.zeros_like(v)
+        for block, s in AdditiveScores.logistic(a, b, ctx.small):
+            grad_v += grad[block].flatten() @ s.flatten(0, 2)
+            s.addcmul_(s, s, value=-1).mul_(grad[block][..., None])  # grad * s (1 - s)
+            torch.sum(s, 1, out=grad_keys[block])
+            torch.sum(s, 2, out=grad_queries[block])
+        return grad_keys.mul_(4 * v), grad_queries.mul_(4 * v), grad_v.mul_(2).sub_(grad.sum())
 
     @staticmethod
-    def logistic(keys: Tensor, queries: Tensor) -> Tensor:
-        """s(2 (keys + queries)) for every pair: (batch, steps, entries, hidden)."""
-        return torch.add(2 * keys[:, None], 2 * queries[:, :, None]).sigmoid_()
+    def logistic(a: Tensor, b: Tensor, small: bool) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the batch, each with s of all its pairs (rows, steps, entries, hidden), in one buffer that is used again and again.
+
+        ``a`` (batch, entries, hidden) and ``b`` (batch, steps, hidden) are exp(-2k) and exp(-2q) where ``small``, else 2k and 2q.
+        """
+        (batch, entries, hidden), steps = a.shape, b.shape[1]
+        rows = max(1, BLOCK // (steps * entries * hidden)) if a.device.type == "cpu" else batch
+        buffer, one = a.new_empty(min(rows, batch), steps, entries, hidden), a.new_ones(1)
+        for start in range(0, batch, rows):
+            block = slice(start, min(start + rows, batch))
+            s = buffer[: block.stop - block.start]
+            if small:
+                torch.addcmul(one, a[block, None], b[block, :, None], out=s).reciprocal_()
+            else:
+                torch.add(a[block, None], b[block, :, None], out=s).sigmoid_()
+            yield block, s
 
 
 class PointerAttention(nn.Module):
@@ -209,7 +235,6 @@ class PointerNetwork(nn.Module):
         started = tokens != START
         point = torch.where(started[:, None], self.look_up(inputs, tokens[:, None])[:, 0], self.start)
         decoded, (hidden, cell) = self.decoder(point[:, None], (state["hidden"][None], state["cell"][None]))
-        position = torch.arange(entries.shape[1], device=entries.device)
         position = torch.arange(entries.shape[1], device=entries.device)
         taken = state["taken"] | (position == tokens[:, None])
         log_probs = self.point(entries, decoded, self.forbidden(taken, lengths, constraint)[:, None])[:, 0]
