@@ -8,10 +8,15 @@ import tomllib
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from mtlearn import papers
+from mtlearn.explore import suite_style
+from mtlearn.explore.canvas import Layout
 from mtlearn.lab.result import recorded
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +160,18 @@ def test_every_control_of_an_explorer_changes_its_picture(paper: papers.Paper) -
                 shown.set(**{name: value})
                 pictures.append(shown.png)
         assert any(picture != seen for picture in pictures), f"{name} changes nothing"
+    for label in shown.presets:
+        shown.preset(label)
+        _fits(shown.figure)
+
+
+def _fits(figure: Figure) -> None:
+    """The places that were remembered are those that a layout of this very picture gives, as well as an eye can tell."""
+    if isinstance(figure.get_layout_engine(), Layout):
+        remembered = [axes.get_position().bounds for axes in figure.axes]
+        with suite_style():
+            ConstrainedLayoutEngine().execute(figure)
+        np.testing.assert_allclose(remembered, [axes.get_position().bounds for axes in figure.axes], atol=0.02)
 
 
 def test_shipped_models_are_small_and_match_their_files() -> None:

@@ -26,10 +26,10 @@ from typing import Any, Literal
 import anywidget
 import ipywidgets as widgets
 import traitlets
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mtlearn.explore.canvas import Canvas, Layout
 from mtlearn.explore.style import GREY, suite_style
 
 Kind = Literal["press", "drag", "release", "key"]
@@ -138,7 +138,7 @@ class Explorer:
         figsize: inches at 100 dots; a notebook shows up to about 10 in full.
         seed: written on the figure, so that a screenshot can be made again.
         on_pointer: gets a :class:`PointerEvent`; it changes what ``draw`` sees, then the picture is redrawn.
-        presets: label to control values, a button each; the first state is always there as "reset".
+        presets: label to control values, a button each; the first state is always there as "reset", also in the attribute ``presets``.
         extra: widgets of the explorer's own, shown below the controls (a text that it fills in ``draw``, say).
         on_reset: called when the reset button is pressed, before redrawing.
     """
@@ -162,8 +162,8 @@ class Explorer:
         self._first = self.values
         self._held = False
         with suite_style():
-            self.figure = Figure(figsize=figsize, layout="constrained")
-        self._canvas = FigureCanvasAgg(self.figure)
+            self.figure = Figure(figsize=figsize, layout=Layout())
+        self._canvas = Canvas(self.figure)
         self.picture = Picture(interactive=on_pointer is not None)
         self.picture.on_msg(self._message)
         for control in self.controls.values():
@@ -171,7 +171,7 @@ class Explorer:
         buttons = {label: widgets.Button(description=label, layout=widgets.Layout(width="auto")) for label in (*(presets or {}), "reset")}
         for label, button in buttons.items():
             button.on_click(lambda _, label=label: self.preset(label))
-        self._presets = {**(presets or {}), "reset": self._first}
+        self.presets = {**(presets or {}), "reset": self._first}
         heading = [widgets.HTML(f"<b>{title}</b>")] if title else []
         row = widgets.Layout(display="flex", flex_flow="row wrap")
         self.widget = widgets.VBox(
@@ -203,12 +203,12 @@ class Explorer:
 
     def preset(self, label: str) -> None:
         """Press a preset's button, or "reset". KeyError lists them."""
-        if label not in self._presets:
-            raise KeyError(f"no preset {label!r}; there are {', '.join(self._presets)}")
+        if label not in self.presets:
+            raise KeyError(f"no preset {label!r}; there are {', '.join(self.presets)}")
         with self._together():
             if label == "reset" and self._on_reset is not None:
                 self._on_reset()
-            self.set(**self._presets[label])
+            self.set(**self.presets[label])
 
     def point(self, kind: Kind, x: float, y: float, *, axes: int = 0, key: str = "") -> None:
         """Press, drag, release or type at data coordinates (x, y) of axes number ``axes``, as the mouse and keyboard would."""
@@ -231,6 +231,8 @@ class Explorer:
     def redraw(self) -> None:
         """Draw the current values and show the picture."""
         with suite_style():
+            for axes in self.figure.axes:
+                axes.remove()  # clear() alone would first make each of them empty and new, which takes as long as drawing it
             self.figure.clear()
             self.text = self._draw(self.figure, **self.values) or ""
             if self._seed is not None:

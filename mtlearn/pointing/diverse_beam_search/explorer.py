@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 
 import torch
 from matplotlib.axes import Axes
@@ -76,6 +76,7 @@ def explorer() -> Explorer:
     first = {"step": 0, "group": 1}
     seen = dict(first)
 
+    @lru_cache(maxsize=64)  # looking at another word decodes nothing
     def decode(name: str, groups: int, strength: float, penalty: str) -> tuple[DiverseHypotheses, list[Choice]]:
         choices: list[Choice] = []
         names, lengths, _ = numbers(name)

@@ -49,6 +49,14 @@ class Canvas:
         self.seed = seed
         self.selected: int | None = None
         self.points = np.zeros((0, 2), dtype=np.float32)
+        self._traced: tuple[object, tuple[list[int], torch.Tensor]] | None = None
+
+    def trace(self, answerer: str) -> tuple[list[int], torch.Tensor]:
+        """The answer to the points as they are, worked out again only when they or the network have changed."""
+        key = (answerer, self.points.tobytes())
+        if self._traced is None or self._traced[0] != key:
+            self._traced = key, trace(_shipped(answerer), torch.from_numpy(self.points), tour=answerer == TOUR_POINTED)
+        return self._traced[1]
 
     def resize(self, n: int) -> None:
         """Add points from the seed's own stream, or drop the last ones, until there are ``n``."""
@@ -107,7 +115,7 @@ class Canvas:
             table.set_axis_off()
             return str(error)
         network = _shipped(answerer)
-        answer, rows = trace(network, points, tour=tour)
+        answer, rows = self.trace(answerer)
         step = min(step, len(answer))
         reach = network.dictionary if isinstance(network, FixedDictionary) else n
         words = self._verdict(points, answer, tour=tour)
@@ -179,12 +187,11 @@ def _draw_table(axes: Axes, rows: torch.Tensor, answer: list[int], step: int, re
     axes.set_yticks(range(steps), [f"{at + 1}" for at in range(steps)])
     if steps > 16:
         axes.set_yticks(range(0, steps, 5), [str(at + 1) for at in range(0, steps, 5)])
-    axes.set(xlabel="points at: stop, or point number", ylabel="decoder step")
+    axes.set(xlabel="points at: stop, or point number (dark: p = 0, yellow: p = 1)", ylabel="decoder step")
     axes.set_title(
         f"step {step}: " + ("stop" if answer[step - 1] == STOP else f"point {answer[step - 1]}") + f", p = {rows[step - 1, answer[step - 1]]:.2f}",
         fontsize=11,
     )
-    axes.figure.colorbar(axes.images[0], ax=axes, label="probability", fraction=0.05)
 
 
 def explorer(seed: int = 0) -> Explorer:
