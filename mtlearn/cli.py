@@ -258,14 +258,12 @@ def checkpoints_list() -> None:
 @checkpoints_app.command("make")
 def checkpoints_make(name: str) -> None:
     """Train a shipped model again and replace its files."""
-    import difflib
-
     from mtlearn.lab.checkpoints import make
+    from mtlearn.tables import nearest
 
     known = {checkpoint.name: checkpoint for checkpoint in _checkpoints()}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
-        raise ValueError(f"unknown checkpoint {name!r}; {'the nearest are' if near else 'there are'} {', '.join(near or known)}")
+        raise ValueError(f"there is no checkpoint {name!r}{nearest(name, known)}; the checkpoints are {', '.join(known)}")
     print(json.dumps(make(known[name], progress=name), indent=2))
 
 
