@@ -103,6 +103,8 @@ REPEATED: dict[str, Arm] = {
 DISTINCT: dict[str, Arm] = {
     "distinct, main only": Arm(),
     "distinct, + successor": Arm(beside="successor"),
+    "distinct, hint share 0.25": Arm(beside="successor", share=0.25),
+    "distinct, hint share 0.75": Arm(beside="successor", share=0.75),
     "distinct, twice the main": Arm(beside="main"),
     "distinct, log n": Arm(scale="log"),
     "distinct, learned tau": Arm(scale="learned"),

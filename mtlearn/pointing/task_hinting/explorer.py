@@ -39,6 +39,9 @@ CURVES = {  # arms of the recorded result that are drawn beside the model, by wo
     },
 }
 
+# the recorded arms that differ in the share of the loss that successor hints have, by that share
+SHARES = {0.0: "distinct, main only", 0.25: "distinct, hint share 0.25", 0.5: "distinct, + successor", 0.75: "distinct, hint share 0.75"}
+
 
 @dataclass(frozen=True)
 class Look:
@@ -125,7 +128,7 @@ def explorer(*, n: int = 32, tau: float = 1.0) -> Explorer:
     start = "distinct, main only"
     shown = {"numbers": drawn_list(start, n)}
 
-    def draw(figure: Figure, model: str, n: int, numbers: str, tau: float, written: float, layer: str, measure: str) -> str:
+    def draw(figure: Figure, model: str, n: int, numbers: str, tau: float, written: float, layer: str, measure: str, share: float) -> str:
         complaint = ""
         try:
             shown["numbers"] = read_list(numbers, model)
@@ -141,7 +144,7 @@ def explorer(*, n: int = 32, tau: float = 1.0) -> Explorer:
         _draw_lists(figure.add_axes((0.065, 0.755, 0.925, 0.19)), shown["numbers"], found, at, vocabulary_of(model), complaint)
         left, right = figure.add_axes((0.065, 0.095, 0.505, 0.565)), figure.add_axes((0.645, 0.095, 0.345, 0.565))
         mass = _draw_attention(left, shown["numbers"], found, at, int(layer) - 1, vocabulary_of(model))
-        accuracy = _draw_curves(right, model, round(tau, 2), len(shown["numbers"]), measure)
+        accuracy = _draw_curves(right, model, round(tau, 2), len(shown["numbers"]), measure, share)
         wrong, count = found.right.count(False), len(shown["numbers"])
         return (
             f"{complaint + '. ' if complaint else ''}{model}, tau {tau:g}: {count} numbers, {wrong} of {count + 1} tokens wrong; "
@@ -156,6 +159,7 @@ def explorer(*, n: int = 32, tau: float = 1.0) -> Explorer:
         "written": slider("share of the answer written", 0.5, 0.0, 1.0, 0.05),
         "layer": choice("attention of layer", ["1", "2"]),
         "measure": choice("accuracy", ["exact", "tokens"]),
+        "share": slider("hints' share of the loss (orange curve)", 0.5, 0.0, 0.75, 0.25),
     }
 
     def redraw_list(change: object) -> None:
@@ -180,7 +184,7 @@ def explorer(*, n: int = 32, tau: float = 1.0) -> Explorer:
 
     def state(model: str, n: int, tau: float, **others: object) -> dict[str, object]:
         numbers = " ".join(map(str, drawn_list(model, n)))
-        return {"model": model, "n": n, "numbers": numbers, "tau": tau, "written": 0.5, "layer": "1", "measure": "exact", **others}
+        return {"model": model, "n": n, "numbers": numbers, "tau": tau, "written": 0.5, "layer": "1", "measure": "exact", "share": 0.5, **others}
 
     made = Explorer(
         draw,
@@ -195,6 +199,7 @@ def explorer(*, n: int = 32, tau: float = 1.0) -> Explorer:
             "... and sharpened": state(start, 32, 1.5),
             "... too sharp": state(start, 32, 3.0),
             "trained with hints": state("distinct, + successor", 32, 1.0),
+            "... with few hints": state("distinct, + successor", 32, 1.0, share=0.25),
             "repeated values": state("main only", 16, 1.0),
             "set by hand": state(HAND_SET, 40, 1.0, layer="2"),
         },
@@ -267,8 +272,11 @@ def _draw_attention(axes: Axes, numbers: tuple[int, ...], found: Look, at: int, 
     return right
 
 
-def _draw_curves(axes: Axes, arm: str, tau: float, n: int, measure: str) -> str:
-    """Accuracy against length: recorded arms as thin lines, this model at this tau as a thick one; returns the latter in words."""
+def _draw_curves(axes: Axes, arm: str, tau: float, n: int, measure: str, share: float) -> str:
+    """Accuracy against length: recorded arms as thin lines, this model at this tau as a thick one; returns the latter in words.
+
+    Among distinct values the arm with successor hints is the one whose hints have ``share`` of the loss.
+    """
     distinct = is_distinct(arm)
     recipe = Sorters().distinct if distinct else Sorters().repeated
     prefix = "distinct " if distinct else ""
@@ -277,6 +285,8 @@ def _draw_curves(axes: Axes, arm: str, tau: float, n: int, measure: str) -> str:
         axes.text(recipe.longest, 1.04, "trained ", ha="right", va="bottom", fontsize=9, color=GREY)
     ends: list[tuple[float, str, str]] = []
     for name, (label, colour) in CURVES[distinct].items():
+        if name == SHARES[0.5]:
+            name, label = SHARES[share], f"{share:.0%} hints"
         curve = _recorded_curve(name, f"{prefix}{measure} at ", recipe.longest)
         if curve:
             axes.plot(*zip(*curve, strict=True), color=colour, linewidth=1.4, marker="o", markersize=3)
@@ -296,7 +306,7 @@ def _draw_curves(axes: Axes, arm: str, tau: float, n: int, measure: str) -> str:
     axes.set_xlabel("length n of the list")
     axes.set_ylabel("share of lists without a mistake" if measure == "exact" else "share of right tokens")
     axes.set_title(f"τ = {tau:g}", loc="right", fontsize=11)
-    return "this model: " + ", ".join(f"{value:.2f} at n = {length:g}" for length, value in here)
+    return "this model: " + ", ".join(f"{value:.2f} at n = {length:g}" for length, value in here) + (f"; hints' share {share:g}" if distinct else "")
 
 
 @lru_cache(maxsize=64)
