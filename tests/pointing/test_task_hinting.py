@@ -448,7 +448,7 @@ def shown():
 
 def test_every_control_changes_the_picture(shown) -> None:
     shown.preset("reset")
-    moves = {"n": 12, "tau": 2.0, "written": 0.2, "layer": "2", "measure": "tokens", "numbers": "5 3 9", "model": "hand-set"}
+    moves = {"share": 0.25, "n": 12, "tau": 2.0, "written": 0.2, "layer": "2", "measure": "tokens", "numbers": "5 3 9", "model": "hand-set"}
     assert set(moves) == set(shown.controls)
     for name, value in moves.items():
         before = shown.png
@@ -464,6 +464,7 @@ def test_every_preset_shows_another_picture_and_says_what_it_shows(shown) -> Non
         "... and sharpened",
         "... too sharp",
         "trained with hints",
+        "... with few hints",
         "repeated values",
         "set by hand",
     ):
