@@ -471,7 +471,7 @@ def test_every_preset_shows_another_picture_and_says_what_it_shows(shown) -> Non
         shown.preset(label)
         pictures.add(shown.png)
         texts.add(shown.text)
-    assert len(pictures) == len(texts) == 7
+    assert len(pictures) == len(texts) == 8
     assert "0 of 41 tokens wrong" in shown.text
 
 
