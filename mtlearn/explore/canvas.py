@@ -2,15 +2,18 @@
 
 Two things take most of the time of a small figure, and rarely change while a slider moves. Words: each is set and rasterised glyph by
 glyph; :class:`Canvas` keeps it as a small image. Places: constrained layout measures every label several times; :class:`Layout` measures again
-only when something that takes room has changed.
+only when something that takes room has changed. Many words in a grid are one artist, :class:`Words`.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -107,3 +110,41 @@ def _word(s: str, prop: FontProperties, angle: float, colour: tuple[float, ...],
         return np.zeros((0, 0, 4), np.uint8), 0, 0
     image = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1][::-1].copy()
     return image, int(columns[0]) - reach, reach - int(rows[-1]) - 1
+
+
+class Words(Artist):
+    """Words centred at places, as one artist: a tenth of the time of a text object each.
+
+    Args:
+        places: (n, 2) in data coordinates of the axes that it is added to.
+        words: n words.
+        colours: n colours.
+        size: of the font, in points.
+    """
+
+    def __init__(self, places: Any, words: Sequence[str], colours: Sequence[str], *, size: float) -> None:
+        super().__init__()
+        self.places, self.words = np.asarray(places, dtype=float).reshape(-1, 2), tuple(words)
+        self.colours, self.font = [to_rgba(colour) for colour in colours], FontProperties(size=size)
+        if not len(self.places) == len(self.words) == len(self.colours):
+            raise ValueError(f"as many places, words and colours are needed, got {len(self.places)}, {len(self.words)} and {len(self.colours)}")
+        self.set_in_layout(False)
+        self.set_zorder(3)  # where matplotlib has its own words
+
+    def draw(self, renderer: Any) -> None:
+        """Draw the words."""
+        assert self.axes is not None
+        gc = renderer.new_gc()
+        flip = renderer.height if renderer.flipy() else 0
+        for (x, y), word, colour in zip(self.axes.transData.transform(self.places), self.words, self.colours, strict=True):
+            wide, high = _extent(word, self.font, renderer.dpi)
+            gc.set_foreground(colour, isRGBA=True)
+            renderer.draw_text(gc, x - wide / 2, abs(flip - (y - high / 2)), word, self.font, 0)
+        gc.restore()
+
+
+@lru_cache(maxsize=4096)
+def _extent(word: str, font: FontProperties, dpi: float) -> tuple[float, float]:
+    """Width of the word and height of a digit, in pixels."""
+    measure = _plain_renderer(1, 1, dpi).get_text_width_height_descent
+    return measure(word, font, False)[0], measure("0", font, False)[1]

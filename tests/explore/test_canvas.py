@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from mtlearn.explore import suite_style
-from mtlearn.explore.canvas import Canvas, Layout
+from mtlearn.explore.canvas import Canvas, Layout, Words
 
 
 def picture(figure: Figure, canvas: type[Any] = Canvas) -> np.ndarray:
@@ -85,3 +86,29 @@ def test_the_same_arrangement_is_laid_out_once(monkeypatch: pytest.MonkeyPatch) 
         arranged(figure, high=high)
         picture(figure)
     assert len(calls) == 2  # 1e6 has an offset above its axis
+
+
+@pytest.mark.parametrize("canvas", [Canvas, FigureCanvasAgg])
+def test_many_words_are_centred_as_single_ones_are(canvas: type[Any]) -> None:
+    pictures = []
+    for many in (True, False):
+        figure = Figure(figsize=(3, 2), dpi=100)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.axis("off")
+        axes.set(xlim=(0, 3), ylim=(0, 2))
+        places, words, colours = [(0.5, 0.5), (1.5, 1.5), (2.5, 1.0)], ["7", "12", "305"], ["k", "#0072B2", "red"]
+        if many:
+            axes.add_artist(Words(places, words, colours, size=14))
+        else:
+            for place, word, colour in zip(places, words, colours, strict=True):
+                axes.text(*place, word, color=colour, fontsize=14, ha="center", va="center_baseline")
+        pictures.append(picture(figure, canvas))
+    inked = [np.argwhere((image[..., :3] < 250).any(-1)) for image in pictures]
+    assert np.abs(inked[0].min(0) - inked[1].min(0)).max() <= 2 and np.abs(inked[0].max(0) - inked[1].max(0)).max() <= 2
+    ink = [(255 - image[..., :3].astype(float)).sum((0, 1)) for image in pictures]
+    np.testing.assert_allclose(ink[0], ink[1], rtol=0.05)
+
+
+def test_words_places_and_colours_must_be_as_many() -> None:
+    with pytest.raises(ValueError, match="as many places, words and colours are needed, got 1, 2 and 1"):
+        Words([(0, 0)], ["a", "b"], ["k"], size=10)

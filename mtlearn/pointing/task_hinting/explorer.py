@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from mtlearn.datasets.sequences import Vocabulary, sample_lists, sort_examples
+from mtlearn.explore.canvas import Words
 from mtlearn.explore.explorer import Explorer, PointerEvent, choice, entry, menu, slider
 from mtlearn.explore.style import BLACK, BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, SKY, VERMILION
 from mtlearn.lab.checkpoints import load, provenance
@@ -212,15 +213,15 @@ def _draw_lists(axes: Axes, numbers: tuple[int, ...], found: Look, at: int, voca
     slots = max(len(numbers) + 1, 12)
     size = 11 if slots <= 24 else 8.5
     names = {vocabulary.end: "."}  # as the rows are written everywhere
-    corner, faces = [], []
+    corner, faces, words = [], [], []
     for row, tokens in ((1, numbers), (0, found.written)):
         for place, token in enumerate(tokens):
             corner.append((place, row))
             faces.append(LIGHT if row else "#007A5A" if found.right[place] else VERMILION)
-            ink = BLACK if row else "white"
-            axes.text(place + 0.5, row + 0.48, names.get(token, str(token)), ha="center", va="center", fontsize=size, color=ink, clip_on=False)
+            words.append(names.get(token, str(token)))
     shape = np.array([(0.06, 0.1), (0.94, 0.1), (0.94, 0.9), (0.06, 0.9)])
     axes.add_collection(PolyCollection(np.array(corner)[:, None] + shape, facecolors=faces))
+    axes.add_artist(Words(np.array(corner) + 0.5, words, [BLACK if row else "white" for _, row in corner], size=size))
     axes.add_patch(Rectangle((at + 0.03, 0.05), 0.94, 0.9, fill=False, edgecolor=BLACK, linewidth=2.2))
     axes.set_xlim(0, slots)
     axes.set_ylim(-0.02, 1.98)
