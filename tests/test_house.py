@@ -143,7 +143,8 @@ def test_every_control_of_an_explorer_changes_its_picture(paper: papers.Paper) -
         shown.preset("reset")
         before, seen = control.value, shown.png
         if hasattr(control, "options"):
-            others = [value for value in control.options if value != before]
+            values = [option[1] if isinstance(option, tuple) else option for option in control.options]  # a label may stand before a value
+            others = [value for value in values if value != before]
         elif hasattr(control, "step"):
             others = [
                 control.value + control.step if control.value + control.step <= control.max else control.value - control.step,
