@@ -34,6 +34,7 @@ from mtlearn.graphs.autotransfer.bank import (
     train_architecture,
     train_designs,
 )
+from mtlearn.graphs.autotransfer.exercises import EXERCISES
 from mtlearn.graphs.autotransfer.experiment import EXPERIMENT, TransferSettings
 from mtlearn.graphs.autotransfer.gnn import AGGREGATIONS, SKIPS, Architecture, GraphTask, head_input, initial_weights, logits, normalised, shapes
 from mtlearn.graphs.autotransfer.method import (
@@ -952,3 +953,22 @@ def test_maps_are_turned_alike_and_a_place_leads_back_to_an_embedding() -> None:
     here = maps["n_iris"]
     found = here.embedding((float(here.place[0]), float(here.place[1])))
     assert float(found @ here.new) > 0.8 and float(found.norm()) == pytest.approx(1)
+
+
+# the exercises
+
+
+def test_exercises_hint_at_what_is_wrong() -> None:
+    hold_out, ratio, useless = EXERCISES
+    for exercise in EXERCISES:
+        assert exercise.check(exercise.solve()).right
+    assert "got list" in hold_out.check(lambda tau, held_out: [1]).text
+    assert "holding out task 0 of 4" in hold_out.check(hold_out.wrong).text
+    assert "got (3, 50)" in ratio.check(lambda information: information).text
+    assert "should be clearly larger for the few" in ratio.check(lambda information: information.mean(1) ** 2 / information.square().mean(1)).text
+    assert "the order of the weights" in ratio.check(lambda information: information[:, 0] / information.mean(1)).text
+    assert "Which ratio" in ratio.check(ratio.wrong).text
+    task = graph_task("n_wine")
+    assert "the same nodes, labels and split" in useless.check(lambda data: graph_task("n_iris")).text
+    assert "keep the number of edges" in useless.check(lambda data: task.clone().update({"edge_index": torch.zeros(2, 0, dtype=torch.int64)})).text
+    assert "91% of your edges join equal labels" in useless.check(useless.wrong).text

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -343,7 +344,7 @@ def save_bank(bank: Bank, path: Path) -> dict[str, Any]:
     provenance = {
         **_settings(bank.space, bank.making),
         "sha256": _fingerprint(lines),
-        "versions": versions(),
+        "versions": {**versions(), **{name: version(name) for name in ("torch-geometric", "networkx", "scikit-learn")}},
         "cpu_seconds": round(sum(row.training_seconds + row.feature_seconds * len(row.features) for row in bank.rows.values())),
         "command": "python -m mtlearn.graphs.autotransfer.bank",
     }

@@ -247,7 +247,7 @@ def _draw_prior(axes: Axes, name: str, prior: Tensor, on: bool) -> None:
         axes.text(place + (len(options) - 1) / 2, 1.04, dimension, ha="center", va="bottom", fontsize=10, color=GREY)
         for option in options:
             x.append(place)
-            axes.text(place, -0.05, str(option), ha="center", va="top", fontsize=8.5)
+            axes.text(place, -0.05, str(option), ha="center", va="top", fontsize=8)
             place += 1
         place += 0.8
     axes.vlines(x, 0, prior.tolist(), color=BLUE if on else GREY, linewidth=22, capstyle="butt", alpha=0.8)
@@ -269,17 +269,17 @@ def _draw_race(axes: Axes, name: str, algorithm: str, found: Transfer, on: bool,
         ("whole bank", tuple(average_prior(name).tolist()), ORANGE),
         ("transferred", tuple(found.prior.tolist()), BLUE),
     )
-    ends, values = [], {}
+    ends, values, highest = [], {}, 1.0
     for label, prior, colour in ways:
         all_of = replays(name, algorithm, prior)
         curve = all_of.mean(0).tolist()
         axes.plot(trials, curve, color=colour, linewidth=2.4)
         ends.append((curve[-1], label, colour))
+        highest = max(highest, 1.06 * curve[0])
         values[label] = curve[budget - 1]
         axes.plot([budget], [values[label]], "o", color=colour, markersize=6)
         if label == ("transferred" if on else "uniform"):
             axes.step(trials, all_of[number].tolist(), where="post", color=colour, linewidth=1.0, linestyle="--")
-    highest = max(replays(name, algorithm, None).mean(0)[0].item(), 1.0) * 1.08
     last = -1.0
     for height, label, colour in sorted(ends):
         last = max(height, last + 0.085 * highest)
