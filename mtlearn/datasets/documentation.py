@@ -64,13 +64,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mtlearn import paths
+from mtlearn.datasets.functions import DISTRIBUTIONS
 from mtlearn.tables import nearest
 
 if TYPE_CHECKING:  # the pages alone need no PyTorch
     from torch import Tensor
     from torch_geometric.data import Data
-
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where the package index has another name
 
 # Public modules, first the one whose name an object should carry that is found in several. A module that the installed version lacks is passed over.
 MODULES: Mapping[str, tuple[str, ...]] = {
