@@ -1,19 +1,19 @@
 """Task hinting: the transformer against PyTorch's attention, sets and order, the hand-set network, hints, probing, and all parts."""
 
 import math
-import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick_experiment import run_quick
 from torch.nn import functional as F
 
 from mtlearn.datasets.sequences import Vocabulary, sample_lists, sort_examples
 from mtlearn.lab.checkpoints import load
 from mtlearn.lab.experiment import Claim
-from mtlearn.lab.result import check_arms, judge
+from mtlearn.lab.result import judge
 from mtlearn.lab.seeds import seeded, stream
 from mtlearn.pointing.task_hinting import experiment, explorer
 from mtlearn.pointing.task_hinting.exercises import EXERCISES
@@ -368,14 +368,7 @@ def test_bad_input_is_refused(call, message: str) -> None:
 
 
 def test_the_quick_experiment_runs_and_judges_every_claim() -> None:
-    quick = replace(EXPERIMENT.scales["quick"], seeds=1)
-    with seeded(0), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        arms = check_arms(EXPERIMENT.run(quick, 0, torch.device("cpu")))
-    for claim in EXPERIMENT.claims:
-        assert claim.says
-        assert judge(claim, [arms, arms]).better == claim.better
-    assert {metric for metrics in arms.values() for metric in metrics} <= set(EXPERIMENT.units)
+    arms = run_quick(EXPERIMENT)
     assert arms["hand-set"]["hand-set exact at 1x"] == 1.0
     hand_set_claim = next(claim for claim in EXPERIMENT.claims if claim.better == "hand-set")
     assert judge(hand_set_claim, [arms, arms]).verdict == "holds"
