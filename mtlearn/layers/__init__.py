@@ -1,0 +1,1 @@
+"""Building blocks that more than one chapter uses; they import PyTorch and nothing of the suite."""
