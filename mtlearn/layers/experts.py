@@ -422,7 +422,7 @@ class Experts(nn.Module):
         return found
 
     def flops(self, pairs: int) -> int:
-        """Floating-point operations of a forward pass over ``pairs`` visits, as ``torch.utils.flop_counter`` counts them: products of matrices alone."""
+        """Floating-point operations of a forward pass over ``pairs`` visits, as ``torch.utils.flop_counter`` counts them."""
         _, width, hidden = self.first.shape
         return 2 * pairs * 2 * width * hidden
 
@@ -531,15 +531,30 @@ class MixtureOfExperts(nn.Module):
 
 
 def cv_squared(values: Tensor) -> Tensor:
-    """Squared coefficient of variation, var / mean^2 with the unbiased variance; 0 for one value. E for a one-hot vector of length E."""
-    if values.numel() == 1:
-        return values.new_zeros(())
-    return values.var() / (values.mean() ** 2 + 1e-10)
+    """Squared coefficient of variation of the last dimension, (..., E) to (...): var / mean^2 with the unbiased variance.
+
+    0 for one value and for equal values, E for a one-hot vector of length E.
+    """
+    if values.shape[-1] == 1:
+        return values.new_zeros(values.shape[:-1])
+    return values.var(-1) / (values.mean(-1) ** 2 + 1e-10)
 
 
 def importance(routes: Routes) -> Tensor:
     """(E,) sum of the gates that each expert gets; differentiable."""
     return routes.gate.new_zeros(routes.num_experts).index_add(0, routes.expert, routes.gate)
+
+
+def importance_by_group(routes: Routes, group: Tensor, num_groups: int) -> Tensor:
+    """(groups, E) :func:`importance` of the tokens of each group; ``group`` (tokens,) int64 is the group of each token."""
+    cell = group[routes.token] * routes.num_experts + routes.expert
+    return routes.gate.new_zeros(num_groups * routes.num_experts).index_add(0, cell, routes.gate).view(num_groups, -1)
+
+
+def load_by_group(routes: Routes, group: Tensor, num_groups: int) -> Tensor:
+    """(groups, E) int64 :func:`load` of the tokens of each group; ``group`` (tokens,) int64 is the group of each token."""
+    cell = group[routes.token] * routes.num_experts + routes.expert
+    return torch.bincount(cell, minlength=num_groups * routes.num_experts).view(num_groups, -1)
 
 
 def load(routes: Routes) -> Tensor:
@@ -560,13 +575,12 @@ def usage_by_group(routes: Routes, group: Tensor, num_groups: int) -> Tensor:
         group: (tokens,) int64, 0..num_groups-1.
         num_groups: rows of the result.
     """
-    cell = group[routes.token] * routes.num_experts + routes.expert
-    counts = torch.bincount(cell, minlength=num_groups * routes.num_experts).view(num_groups, -1)
+    counts = load_by_group(routes, group, num_groups)
     return counts / counts.sum(-1, keepdim=True).clamp(min=1)
 
 
-def noisy_load(clean: Tensor, noisy: Tensor, std: Tensor, k: int) -> Tensor:
-    """(E,) expected number of tokens of each expert if the noise were drawn anew (Shazeer et al. 2017, equations 8 to 10); differentiable.
+def stay_probability(clean: Tensor, noisy: Tensor, std: Tensor, k: int) -> Tensor:
+    """(tokens, E) probability that an expert is among a token's k if its noise were drawn anew (Shazeer et al. 2017, equations 8 and 9).
 
     An expert stays in when its logit under fresh noise exceeds the k-th best of the *others'* noisy logits. All of these are logits, never
     softmax values.
@@ -585,8 +599,13 @@ def noisy_load(clean: Tensor, noisy: Tensor, std: Tensor, k: int) -> Tensor:
     best = noisy.topk(k + 1).values  # (tokens, k + 1)
     inside = noisy >= best[:, k - 1 : k]
     threshold = torch.where(inside, best[:, k : k + 1], best[:, k - 1 : k])  # k-th best of the others
-    expected: Tensor = torch.special.ndtr((clean - threshold) / std).sum(0)
-    return expected
+    probability: Tensor = torch.special.ndtr((clean - threshold) / std)
+    return probability
+
+
+def noisy_load(clean: Tensor, noisy: Tensor, std: Tensor, k: int) -> Tensor:
+    """(E,) expected number of tokens of each expert under fresh noise: :func:`stay_probability` summed over the tokens; differentiable."""
+    return stay_probability(clean, noisy, std, k).sum(0)
 
 
 def switch_loss(routes: Routes) -> Tensor:

@@ -227,6 +227,9 @@ def test_usage_by_task() -> None:
     by_task = moe.usage_by_group(routes, torch.tensor([0, 0, 2]), 3)
     torch.testing.assert_close(by_task, torch.tensor([[0.5, 0.25, 0.25, 0, 0], [0, 0, 0, 0, 0], [0, 0.5, 0, 0.5, 0]]))
     torch.testing.assert_close(moe.importance(routes), torch.tensor([1.0, 1.0, 0.5, 0.5, 0.0]))
+    apart = moe.importance_by_group(routes, torch.tensor([0, 0, 2]), 3)
+    torch.testing.assert_close(apart, torch.tensor([[1.0, 0.5, 0.5, 0, 0], [0, 0, 0, 0, 0], [0, 0.5, 0, 0.5, 0]]))
+    assert moe.load_by_group(routes, torch.tensor([0, 0, 2]), 3).sum(0).tolist() == moe.load(routes).tolist()
 
 
 # ----------------------------------------------------------------------------------------------------------------------------- the routers
@@ -263,6 +266,7 @@ def test_coefficient_of_variation() -> None:
     assert float(moe.cv_squared(torch.full((7,), 3.0))) == 0
     assert float(moe.cv_squared(torch.eye(5)[2])) == pytest.approx(5, rel=1e-6)
     assert float(moe.cv_squared(torch.tensor([4.0]))) == 0
+    torch.testing.assert_close(moe.cv_squared(torch.stack([torch.ones(5), torch.eye(5)[0]])), torch.tensor([0.0, 5.0]))
     values = draw(9).abs()
     assert float(moe.cv_squared(values)) == pytest.approx(stats.variation(values.numpy(), ddof=1) ** 2, rel=1e-4)
 
