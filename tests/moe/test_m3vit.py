@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
 from mtlearn.datasets import nyud
+from mtlearn.lab.checkpoints import load as load_shipped
+from mtlearn.lab.checkpoints import provenance
 from mtlearn.lab.result import recorded
 from mtlearn.lab.seeds import seeded, stream
 from mtlearn.layers.cost import count_flops, count_parameters
@@ -15,6 +17,7 @@ from mtlearn.layers.experts import Experts, load, top_k_routes
 from mtlearn.moe.m3vit import baselines, experiment
 from mtlearn.moe.m3vit.dense_prediction import TaskFusion, UpsamplingHead, load_vit
 from mtlearn.moe.m3vit.experiment import EXPERIMENT, RoomModel, Teachers
+from mtlearn.moe.m3vit.explorer import explorer
 from mtlearn.moe.m3vit.method import (
     M3ViT,
     MeanHead,
@@ -437,3 +440,55 @@ def test_single_task_inference_of_the_room_model_drops_the_fusion() -> None:
         assert torch.equal(model.body.single(tokens, "depth"), before)
         assert before.shape == (1, 1, 32, 32)
         assert F.mse_loss(before, before) == 0
+
+
+def test_shipped_models_are_trained_and_measured_as_they_say() -> None:
+    checkpoint = experiment.CHECKPOINTS[0]
+    for name, value in experiment.measure_shipped(load_shipped(checkpoint)).items():
+        assert value == pytest.approx(provenance(checkpoint)["measured"][name], abs=1e-3)
+    tiny = experiment.Shipped(recipe=replace(checkpoint.settings.recipe, steps=1, batch=4, num_tasks=2))
+    models = experiment.train_shipped(tiny)
+    assert set(models) == set(experiment.SHIPPED_ARMS)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------- the explorer
+
+
+def test_painting_changes_the_experts_of_the_token_under_the_brush() -> None:
+    shown = explorer()
+    before, picture = shown.text, shown.png
+    for column in range(4):
+        shown.point("drag" if column else "press", column + 0.5, 1.5)
+        shown.point("drag", column + 0.5, 3.5)
+    assert shown.png != picture
+    changed = [a != b for a, b in zip(_experts(before), _experts(shown.text), strict=True)]
+    assert not any(changed[4:])  # the other digits are inputs of their own
+    inked = shown.png
+    shown.point("press", 2.5, 1.5, key="Shift")
+    assert shown.png != inked
+    shown.point("press", 2.5, 1.5, axes=1)  # elsewhere: nothing
+    shown.preset("reset")
+    assert shown.text == before
+
+
+def _experts(text: str) -> list[str]:
+    return text.split("tokens are ")[1].split(";")[0].split()
+
+
+def test_what_the_explorer_says_is_what_the_model_does() -> None:
+    shown = explorer()
+    shared = [shown.text]
+    for task in (1, 2, 5):
+        shown.set(kind="shared", task=task)
+        shared.append(shown.text)
+    assert _experts(shared[1]) == _experts(shared[2]) == _experts(shared[3])
+    shown.preset("another task, other experts")
+    assert _experts(shown.text) != _experts(shared[0])
+    shown.preset("hot: no choice left")
+    assert "token by token: 128 loads" in shown.text
+    assert "expert by expert: 8 loads" in shown.text
+    shown.preset("prune: unused experts go")
+    assert "never used" in shown.text
+    shown.set(prune=0.6, temperature=4.0, done=0)
+    assert "none" in _experts(shown.text)
+    assert "nothing on chip" in shown.text

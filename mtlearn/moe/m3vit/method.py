@@ -176,8 +176,14 @@ class MoELayer(nn.Module):
         return change, Visits(routes, task, clean, self.std if self.training else 0.0, self.k)
 
     def keep(self, used: Tensor) -> None:
-        """Take out all experts but those of the mask ``used`` (E,); the gate, and so the softmax, still knows all E."""
-        kept = used & (self.name_of >= 0)
+        """Take out all experts but those of the mask ``used`` (E,); the gate, and so the softmax, still knows all E.
+
+        Where none is used one stays, unvisited.
+        """
+        present = self.name_of >= 0
+        kept = used & present
+        if not kept.any():
+            kept = present & (present.cumsum(0) == 1)
         self.experts = self.experts.subset(self.name_of[kept])
         self.name_of = torch.where(kept, kept.cumsum(0) - 1, -1)
 

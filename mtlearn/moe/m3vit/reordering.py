@@ -4,8 +4,8 @@ An accelerator computes with weights that lie in its small on-chip memory; all e
 experts, and an expert is loaded again and again. *Expert by expert*, all tokens are gated first and queued at the experts they chose; then each
 queue is worked off at once, while the weights of the next expert are loaded into a second buffer::
 
-    token 0 wants experts 2, 5        token by token     2 5 | 1 5 | 2 3       6 loads
-    token 1 wants experts 1, 5        expert by expert   1: 1   2: 0 2   3: 2   5: 0 1      4 loads, 2 buffers
+    token 0 wants experts 2, 5        token by token     2 5 | 1 5 | 2 3                5 loads with room for two (5 is still there)
+    token 1 wants experts 1, 5        expert by expert   1: 1   2: 0 2   3: 2   5: 0 1  4 loads, whatever the room
     token 2 wants experts 2, 3
 
 Each expert is loaded once at the most, and a switch of task changes only which gate fills the queues. Reconstructed from the paper and the captions
