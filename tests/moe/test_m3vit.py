@@ -468,7 +468,27 @@ def test_painting_changes_the_experts_of_the_token_under_the_brush() -> None:
     assert shown.png != inked
     shown.point("press", 2.5, 1.5, axes=1)  # elsewhere: nothing
     shown.preset("reset")
+    assert (shown.text, shown.png) == (before, picture)
+
+
+def test_painting_by_keyboard() -> None:
+    shown = explorer()
+    before = shown.text
+    for key in ("ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"):
+        picture = shown.png
+        shown.point("key", 0, 0, key=key)
+        assert shown.png != picture  # the brush has moved
     assert shown.text == before
+    for _ in range(20):  # it stops at the edge
+        shown.point("key", 0, 0, key="ArrowRight")
+    for _ in range(4):
+        shown.point("key", 0, 0, key="ArrowUp")
+        shown.point("key", 0, 0, key=" ")
+    assert _experts(shown.text)[4:8] != _experts(before)[4:8]  # in the upper right digit
+    shown.point("key", 0, 0, key="Escape")
+    painted = shown.png
+    shown.point("key", 0, 0, key="Delete")
+    assert shown.png != painted
 
 
 def _experts(text: str) -> list[str]:

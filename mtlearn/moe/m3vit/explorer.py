@@ -116,13 +116,18 @@ def pictures(number: int) -> Tensor:
 
 
 def explorer(*, digits: int = 12) -> Explorer:
-    """Four digits as 16 tokens: their experts, the loads, the schedule, the cost. Drag on the digits to paint, with shift to rub out."""
-    held: dict[str, Tensor] = {}
+    """Four digits as 16 tokens: their experts, the loads, the schedule, the cost.
+
+    Drag on the digits to paint, with shift to rub out; by keyboard the arrows move the brush, the space bar paints and Delete rubs out.
+    """
+    inked: dict[int, Tensor] = {}  # the digits' number to the picture as it was painted
+    brush: list[tuple[int, int]] = []  # row and column, once it was used
 
     def picture(number: int) -> Tensor:
-        if held.get("number", torch.tensor(-1)).item() != number:
-            held["number"], held["ink"] = torch.tensor(number), pictures(number - 1)
-        return held["ink"]
+        if number not in inked:
+            inked.clear()
+            inked[number] = pictures(number - 1)
+        return inked[number]
 
     def draw(figure: Figure, kind: str, task: int, k: int, temperature: float, noise: float, prune: float, digits: int, done: int) -> str:
         figure.set_layout_engine("none")
@@ -131,7 +136,7 @@ def explorer(*, digits: int = 12) -> Explorer:
         with torch.no_grad():
             visited = model.encode(digit_tokens(ink), torch.tensor([task - 1]), prune=prune).visits[-1]
         found = judged(kind, k, temperature, noise, prune)
-        _draw_tokens(figure.add_axes((0.03, 0.42, 0.325, 0.52)), ink, _experts_of_tokens(visited.routes))
+        _draw_tokens(figure.add_axes((0.03, 0.42, 0.325, 0.52)), ink, _experts_of_tokens(visited.routes), brush)
         _draw_loads(figure.add_axes((0.45, 0.52, 0.53, 0.42)), found, task - 1)
         loads = _draw_schedules(figure.add_axes((0.125, 0.09, 0.47, 0.20)), visited.routes, done)
         flops, parameters = dense_cost()
@@ -160,11 +165,27 @@ def explorer(*, digits: int = 12) -> Explorer:
     }
 
     def on_pointer(event: PointerEvent) -> None:
-        if event.axes != 0 or event.kind not in ("press", "drag"):
+        step = {"ArrowLeft": (0, -1), "ArrowRight": (0, 1), "ArrowUp": (-1, 0), "ArrowDown": (1, 0)}
+        paint = event.key not in ("Shift", "Delete", "Backspace")
+        if event.kind == "key":
+            row, column = brush[0] if brush else (SIDE // 2, SIDE // 2)
+            if event.key in step:
+                across = step[event.key]
+                brush[:] = [(min(max(row + across[0], 0), SIDE - 1), min(max(column + across[1], 0), SIDE - 1))]
+                return
+            if event.key not in (" ", "Enter", "Delete", "Backspace"):
+                return
+        elif event.axes == 0 and event.kind in ("press", "drag"):
+            row, column = int(event.y), int(event.x)
+        else:
             return
-        row, column = int(event.y), int(event.x)
         if 0 <= row < SIDE and 0 <= column < SIDE:
-            picture(controls["digits"].value)[row, column] = 0.0 if event.key == "Shift" else 1.0
+            brush[:] = [(row, column)]
+            picture(controls["digits"].value)[row, column] = float(paint)
+
+    def forget() -> None:
+        inked.clear()
+        brush.clear()
 
     start = {"kind": "multi", "task": 1, "k": SHIPPED.recipe.k, "temperature": 1.0, "noise": 0.0, "prune": 0.0, "digits": digits, "done": 100}
     return Explorer(
@@ -174,7 +195,7 @@ def explorer(*, digits: int = 12) -> Explorer:
         figsize=(10.0, 6.2),
         seed=SHIPPED.seed,
         on_pointer=on_pointer,
-        on_reset=held.clear,
+        on_reset=forget,
         presets={
             "another task, other experts": {**start, "task": 4},
             "a gate that does not know the task": {**start, "kind": "shared", "task": 4},
@@ -202,7 +223,7 @@ def _experts_of_tokens(routes: Routes) -> list[list[int]]:
     return found
 
 
-def _draw_tokens(axes: Axes, ink: Tensor, chosen: list[list[int]]) -> None:
+def _draw_tokens(axes: Axes, ink: Tensor, chosen: list[list[int]], brush: list[tuple[int, int]]) -> None:
     """The picture, each token framed in the colour of its first expert, with the numbers of its experts."""
     axes.imshow(ink.numpy(), cmap="Greys", vmin=0, vmax=2.6, extent=(0, SIDE, SIDE, 0), interpolation="nearest")
     places, words = [], []
@@ -214,6 +235,8 @@ def _draw_tokens(axes: Axes, ink: Tensor, chosen: list[list[int]]) -> None:
         axes.add_patch(Rectangle((left + 0.14, top + 0.14), PATCH - 0.28, PATCH - 0.28, fill=False, edgecolor=colour, linewidth=4))
         places.append((left + PATCH / 2, top + PATCH - 0.75))
         words.append(" ".join(str(e + 1) for e in experts[:3]) + (" …" if len(experts) > 3 else ""))
+    for row, column in brush:
+        axes.plot(column + 0.5, row + 0.5, "s", markersize=13, markerfacecolor="none", markeredgecolor=VERMILION, markeredgewidth=2)
     axes.add_artist(Words(places, words, [BLACK] * len(words), size=10))
     axes.set_xticks([])
     axes.set_yticks([])
