@@ -1,7 +1,7 @@
 """Handwritten digits that need no download: scikit-learn's 1,797 images of 8 x 8 pixels, split by image.
 
-Everything that shows a digit (patches, scenes, moving digits, captions) draws from these, so that no test picture is made of an image that was seen in
-training::
+Everything that shows a digit (patches, scenes, moving digits, captions) draws from these, so that no test picture is made of an image
+that was seen in training::
 
     train, test = split_digits(generator=stream(seed, "digits"))     1,200 and 597 images
 """
@@ -74,7 +74,7 @@ def patches(images: Tensor, size: int) -> Tensor:
     height, width = images.shape[-2:]
     if size < 1 or height % size or width % size:
         raise ValueError(f"patches of {size} x {size} do not tile an image of {height} x {width}")
-    tiles = images.unflatten(-1, (width // size, size)).unflatten(-3, (height // size, size))  # (..., rows, size, columns, size)
+    tiles = images.reshape(*images.shape[:-2], height // size, size, width // size, size)  # (..., rows, size, columns, size)
     return tiles.transpose(-3, -2).flatten(-2).flatten(-3, -2)
 
 
@@ -87,3 +87,72 @@ def digit_patches(source: Digits, batch: int, *, count: int, size: int = 4, gene
     tiles = patches(source.images, size)  # (n, places, size * size)
     drawn = torch.randint(tiles.shape[0] * tiles.shape[1], (batch, count), generator=generator)
     return tiles.flatten(0, 1)[drawn]
+
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+MOTIONS = ("still", "left", "right", "up", "down")
+CANVAS, FRAMES = 12, 4  # pixels a side and frames of a clip
+IMAGE_CAPTIONS = ("a {}", "the digit {}", "a handwritten {}", "this is a {}", "someone wrote the number {}", "a picture of a {}")
+CLIP_CAPTIONS = ("a {} {}", "the digit {} {}", "a handwritten {} that {}", "in this clip a {} {}", "watch the number {} : it {}", "a {} which {}")
+_MOVES = {
+    "still": ("stays still", "does not move", "rests"),
+    **{way: (f"moves {way}", f"goes {way}", f"slides {way}") for way in MOTIONS[1:]},
+}
+_STEP = torch.tensor([(0, 0), (0, -1), (0, 1), (-1, 0), (1, 0)])  # rows down, columns right, each frame
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Short films of a digit that moves one pixel a frame, or rests.
+
+    Attributes:
+        frames: (n, 4, 12, 12) float32 ink from 0 to 1.
+        labels: (n,) the digit.
+        motions: (n,) index into :data:`MOTIONS`.
+    """
+
+    frames: Tensor
+    labels: Tensor
+    motions: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def moving_digits(source: Digits, *, generator: torch.Generator) -> Clips:
+    """Let each image move in a drawn direction from a drawn place, such that all of it stays on the canvas.
+
+    Args:
+        source: n images.
+        generator: of motions and places.
+    """
+    count, room = len(source), CANVAS - SIZE
+    motions = torch.randint(len(MOTIONS), (count,), generator=generator)
+    travel = _STEP[motions] * (FRAMES - 1)  # (n, 2)
+    low, high = (-travel).clamp(min=0), room - travel.clamp(min=0)
+    start = low + (torch.rand(count, 2, generator=generator) * (high - low + 1)).long()
+    corner = start[:, None] + _STEP[motions][:, None] * torch.arange(FRAMES)[:, None]  # (n, frames, 2): of the digit's upper left pixel
+    place = torch.arange(CANVAS)
+    row, column = (place - corner[..., axis, None] for axis in (0, 1))  # (n, frames, 12): which pixel of the digit is there
+    inside = ((row >= 0) & (row < SIZE))[..., :, None] & ((column >= 0) & (column < SIZE))[..., None, :]
+    pixel = row.clamp(0, SIZE - 1)[..., :, None] * SIZE + column.clamp(0, SIZE - 1)[..., None, :]
+    frames = source.images.flatten(1)[:, None].expand(-1, FRAMES, -1).gather(2, pixel.flatten(2)).view(count, FRAMES, CANVAS, CANVAS)
+    return Clips(frames * inside, source.labels, motions)
+
+
+def image_captions(labels: Tensor, *, generator: torch.Generator) -> list[str]:
+    """A sentence for each digit, from one of six templates: "someone wrote the number seven"."""
+    drawn = torch.randint(len(IMAGE_CAPTIONS), (len(labels),), generator=generator).tolist()
+    return [_article(IMAGE_CAPTIONS[template].format(NAMES[label])) for template, label in zip(drawn, labels.tolist(), strict=True)]
+
+
+def clip_captions(labels: Tensor, motions: Tensor, *, generator: torch.Generator) -> list[str]:
+    """A sentence for each clip: "a handwritten seven that slides left"."""
+    drawn = torch.randint(len(CLIP_CAPTIONS), (len(labels),), generator=generator).tolist()
+    verbs = torch.randint(len(_MOVES["still"]), (len(labels),), generator=generator).tolist()
+    rows = zip(drawn, verbs, labels.tolist(), motions.tolist(), strict=True)
+    return [_article(CLIP_CAPTIONS[template].format(NAMES[label], _MOVES[MOTIONS[motion]][verb])) for template, verb, label, motion in rows]
+
+
+def _article(sentence: str) -> str:
+    return sentence.replace("a eight", "an eight")
