@@ -125,6 +125,24 @@ def locate(dataset: str, file: str) -> Path | None:
     return next((folder / row.name for folder in _folders(dataset) if (folder / row.name).is_file()), None)
 
 
+def unpacked(name: str, contains: str = "") -> Path:
+    """The folder of a dataset that one unpacks by oneself, because it is large or asks for an account: in ``MTLEARN_DATA``, then in the user's cache.
+
+    Args:
+        name: of the folder.
+        contains: what must be in it.
+
+    Raises:
+        MissingFileError: it is in neither; says where it is looked for.
+    """
+    places = list(_folders(name))
+    for place in places:
+        if (place / contains).exists():
+            return place
+    inside = f", so that {places[0] / contains} exists" if contains else ""
+    raise MissingFileError(f"{name} is not on this machine: unpack it as {places[0]}{inside}")
+
+
 def verify(dataset: str | None = None) -> tuple[Check, ...]:
     """Hold the files of a dataset, or of all, that are on this machine against the table. It downloads nothing and moves nothing."""
     checks = []

@@ -40,7 +40,6 @@ cache, one file for a library's version. The pages depend on the versions of the
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import importlib
 import inspect
@@ -53,7 +52,6 @@ import sys
 import tempfile
 import textwrap
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +63,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mtlearn import paths
 from mtlearn.datasets.functions import DISTRIBUTIONS
+from mtlearn.datasets.kept_rows import load_rows, save_rows
 from mtlearn.tables import nearest
 
 if TYPE_CHECKING:  # the pages alone need no PyTorch
@@ -532,12 +531,12 @@ def _library_rows(library: str) -> bytes:
     code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]  # another parser, another file
     name = f"{library}-{installed_version(library)}-py{sys.version_info[0]}{sys.version_info[1]}-{code}.jsonl.gz"
     path = paths.cache() / "documentation" / name
-    if (kept := _load(path)) is not None:
+    if (kept := load_rows(path)) is not None:
         return kept
     with tempfile.TemporaryDirectory(prefix="mtlearn-") as folder:
         rows = _read_apart(library, Path(folder) / name)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time and nothing else
-        _save(path, rows)
+        save_rows(path, rows)
     return rows
 
 
@@ -546,10 +545,10 @@ def _read_apart(library: str, path: Path) -> bytes:
     ours = ("PYTHON", "NUMPY", "NPY", "SCIPY", "NETWORKX", "SKLEARN", "TORCH", "PYTORCH")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(ours) or key == "PYTHONHOME"}
     environment |= {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)}
-    code = "import sys; from mtlearn.datasets import documentation as d; d._save(d.Path(sys.argv[2]), d._rows(d.read_library(sys.argv[1])))"
+    code = "import sys; from mtlearn.datasets import documentation as d; d.save_rows(d.Path(sys.argv[2]), d._rows(d.read_library(sys.argv[1])))"
     command = [sys.executable, "-P", "-W", "ignore", "-c", code, library, str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
-    rows = _load(path)
+    rows = load_rows(path)
     if rows is None:
         last = done.stderr.strip().rpartition("\n")[2] or (f"Python ended with {done.returncode}" if done.returncode else "it has no page")
         raise RuntimeError(f"the documentation of {library} cannot be read: {last}")
@@ -687,24 +686,3 @@ def _pages(rows: bytes) -> list[Page]:
         values |= {name: tuple(values[name]) for name in ("see_also", "aliases")}
         found.append(Page(**values))
     return found
-
-
-def _save(path: Path, rows: bytes) -> None:
-    """Write rows whole or not at all, after a line with their SHA-256."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(gzip.compress(hashlib.sha256(rows).hexdigest().encode() + b"\n" + rows, compresslevel=3, mtime=0))
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _load(path: Path) -> bytes | None:
-    """What :func:`_save` wrote; None where there is no file, an empty or a broken one."""
-    try:
-        digest, _, rows = gzip.decompress(path.read_bytes()).partition(b"\n")
-    except (OSError, EOFError, zlib.error):
-        return None
-    return rows if rows and hashlib.sha256(rows).hexdigest().encode() == digest else None

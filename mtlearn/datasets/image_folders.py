@@ -10,7 +10,6 @@ They are large, and ImageNet asks for an account, so nothing is downloaded: unpa
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mtlearn import paths
-from mtlearn.datasets.benchmarks import MissingFileError
+from mtlearn.datasets.benchmarks import unpacked
 
 Part = Literal["train", "test"]
 UNLABELLED = -100  # what torch's cross-entropy leaves out
@@ -36,7 +34,7 @@ def imagenet(part: Part, count: int, *, size: int, generator: torch.Generator) -
     Raises:
         MissingFileError: the folder is not there, with the places that were looked at.
     """
-    root = _folder("imagenet") / {"train": "train", "test": "val"}[part]
+    root = unpacked("imagenet") / {"train": "train", "test": "val"}[part]
     classes = sorted(path.name for path in root.iterdir() if path.is_dir())
     files = sorted(path for path in root.glob("*/*") if path.suffix.lower() in (".jpeg", ".jpg"))
     drawn = _drawn(files, count, generator, root)
@@ -50,7 +48,7 @@ def ade20k(part: Part, count: int, *, size: int, generator: torch.Generator) -> 
         images (count, 3, size, size) in [0, 1]; labels (count, size, size) int64, 0 to 149, :data:`UNLABELLED` where the file says 0.
     """
     name = {"train": "training", "test": "validation"}[part]
-    root = _folder("ade20k")
+    root = unpacked("ade20k")
     drawn = _drawn(sorted((root / "images" / name).glob("*.jpg")), count, generator, root / "images" / name)
     maps = [_square(Image.open(root / "annotations" / name / f"{path.stem}.png"), size, Image.Resampling.NEAREST) for path in drawn]
     labels = torch.from_numpy(np.stack([np.asarray(page, dtype=np.int64) for page in maps])) - 1
@@ -65,7 +63,7 @@ def coco(part: Part, count: int, *, size: int, cells: int, generator: torch.Gene
         column inside it. Of several centres in a cell the last one listed counts; centres that the cut leaves out are left out.
     """
     year = {"train": "train2017", "test": "val2017"}[part]
-    root = _folder("coco")
+    root = unpacked("coco")
     listing: dict[str, Any] = json.loads((root / "annotations" / f"instances_{year}.json").read_text(encoding="utf-8"))
     boxes: dict[int, list[Sequence[float]]] = {}
     for row in listing["annotations"]:
@@ -81,15 +79,6 @@ def coco(part: Part, count: int, *, size: int, cells: int, generator: torch.Gene
             if 0 <= x < cells and 0 <= y < cells:
                 labels[number, :, int(y), int(x)] = torch.tensor([1.0, y % 1, x % 1])
     return torch.stack([_image(root / year / row["file_name"], size) for row in drawn]), labels
-
-
-def _folder(name: str) -> Path:
-    own = os.environ.get("MTLEARN_DATA")
-    places = [*([Path(own).expanduser() / name] if own else []), paths.cache() / "datasets" / name]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise MissingFileError(f"{name} is not on this machine: unpack it as {places[0]}; see mtlearn.datasets.image_folders for its folders")
 
 
 def _drawn(files: Sequence[Any], count: int, generator: torch.Generator, root: Path) -> list[Any]:

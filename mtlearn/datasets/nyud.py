@@ -7,7 +7,6 @@ The files come from the authors of multi-task benchmarks as one archive that has
 ``depth/*.npy`` in metres, ``normals/*.png`` (0 to 255 for -1 to 1) and ``edge/*.png``.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtlearn import paths
-from mtlearn.datasets.benchmarks import MissingFileError
+from mtlearn.datasets.benchmarks import MissingFileError, unpacked
 
 CLASSES, IGNORED = 40, 255
 MEAN, SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the backbones of the papers were trained with
@@ -47,17 +45,8 @@ class Rooms:
 
 
 def folder() -> Path:
-    """Where the benchmark lies: ``MTLEARN_DATA``, then the user's cache.
-
-    Raises:
-        MissingFileError: in neither; says which folder to make.
-    """
-    own = os.environ.get("MTLEARN_DATA")
-    places = [*([Path(own).expanduser() / "nyud"] if own else []), paths.cache() / "datasets" / "nyud"]
-    for place in places:
-        if (place / "gt_sets").is_dir():
-            return place
-    raise MissingFileError(f"NYUD-v2 is not on this machine: unpack NYUD_MT so that {places[0] / 'gt_sets' / 'train.txt'} exists")
+    """Where NYUD_MT was unpacked, see :func:`mtlearn.datasets.benchmarks.unpacked`. MissingFileError where it was not."""
+    return unpacked("nyud", "gt_sets/train.txt")
 
 
 def names(part: Literal["train", "val"]) -> list[str]:

@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from mtlearn import paths
-from mtlearn.datasets.documentation import _load, _save
 from mtlearn.datasets.functions import SKIPPED, subtokens
+from mtlearn.datasets.kept_rows import load_rows, save_rows
 
 # Beside tests: what needs a display or a tool that a build may lack, and what is generated for one machine
 LEFT_OUT = SKIPPED | {"turtledemo", "tkinter", "ensurepip", "pydoc_data", "distutils", "lib-dynload", "dbm", "curses"}
@@ -124,7 +124,7 @@ def standard_library(words: int = 4) -> SourceCorpus:
     """
     parser = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]  # another parser, another file
     path = paths.cache() / "source_code" / f"{sys.implementation.name}-{platform.python_version()}-{words}-{parser}.jsonl.gz"
-    if (kept := _load(path)) is not None:
+    if (kept := load_rows(path)) is not None:
         first, _, rows = kept.partition(b"\n")
         parsed: list[list[Any]] = json.loads(b"[" + b",".join(rows.splitlines()) + b"]")
         functions = [
@@ -134,7 +134,7 @@ def standard_library(words: int = 4) -> SourceCorpus:
         return SourceCorpus(tuple(functions), platform.python_version(), hashlib.sha256(rows).hexdigest(), int(first))
     corpus = read_sources(Path(sysconfig.get_path("stdlib")), words=words)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time and nothing else
-        _save(path, f"{corpus.skipped}\n".encode() + _rows(corpus.functions))
+        save_rows(path, f"{corpus.skipped}\n".encode() + _rows(corpus.functions))
     return corpus
 
 

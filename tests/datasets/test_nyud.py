@@ -64,5 +64,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         nyud.read_rooms("val", count=0)
     monkeypatch.setenv("MTLEARN_DATA", str(tmp_path / "elsewhere"))
     monkeypatch.setattr("mtlearn.paths.cache", lambda: tmp_path / "cache")
-    with pytest.raises(MissingFileError, match=r"unpack NYUD_MT so that .*elsewhere/nyud/gt_sets/train\.txt exists"):
+    with pytest.raises(
+        MissingFileError, match=r"nyud is not on this machine: unpack it as .*elsewhere/nyud, so that .*elsewhere/nyud/gt_sets/train\.txt exists"
+    ):
         nyud.names("train")
