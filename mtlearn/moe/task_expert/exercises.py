@@ -136,9 +136,9 @@ EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         question=(
             "**2. Who earns it?** Gates that look at the image (dynamic) or not (static), memory or none, at equal size: three of the "
-            "four combinations are arms of `recorded('task_expert')`. `'TaskExpert'` has both, `'static gates, memory'` and `'dynamic gates, no memory'` one "
-            "each. How much mIoU (`.mean` over the seeds) do dynamic gates add while there is a memory, and the memory while gates are dynamic? "
-            "Set `answer = {'gates': ..., 'memory': ...}`."
+            "four combinations are arms of `recorded('task_expert')`. `'TaskExpert'` has both, `'static gates, memory'` and "
+            "`'dynamic gates, no memory'` one each. How much mIoU (`.mean` over the seeds) do dynamic gates add while there is a memory, and the "
+            "memory while gates are dynamic? Set `answer = {'gates': ..., 'memory': ...}`."
         ),
         judge=_judge_credit,
         solve=_solve_credit,
