@@ -1,7 +1,6 @@
 """The benchmark loader: found, downloaded from a server of our own, refused, missing; and the real files where they are."""
 
 import hashlib
-import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,13 +9,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from real_files import REAL
 
 from mtlearn.datasets import benchmarks
 from mtlearn.datasets.benchmarks import MissingFileError, RefusedFileError, benchmark, fetch, locate, names, read_benchmarks, verify
 
 CONTENT = b"2 graphs\n" * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
-REAL = Path(os.environ.get("MTLEARN_DATA") or Path(__file__).resolve().parents[3] / "shared" / "datasets")
 FILES = [(dataset, row.name) for dataset in names() for row in benchmark(dataset).files]
 
 

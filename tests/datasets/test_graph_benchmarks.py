@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from real_files import REAL
 
 from mtlearn.datasets import graph_benchmarks
 from mtlearn.datasets.benchmarks import RefusedFileError, benchmark
 from mtlearn.datasets.graph_benchmarks import GRAPH_SETS, cora, graph_set, read_graphs
-
-REAL = Path(os.environ.get("MTLEARN_DATA") or Path(__file__).resolve().parents[3] / "shared" / "datasets")
 
 TWO = """2
 3 5

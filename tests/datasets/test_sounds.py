@@ -1,7 +1,6 @@
 """Key tones, the spectrogram, and spoken digits: against the standard and, where the file is, against the published set."""
 
 import io
-import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from real_files import REAL
 from scipy.io import wavfile
 
 from mtlearn.datasets import sounds
@@ -24,8 +24,6 @@ from mtlearn.datasets.sounds import (
     spoken_sequences,
 )
 from mtlearn.lab.seeds import stream
-
-REAL = Path(os.environ.get("MTLEARN_DATA") or Path(__file__).resolve().parents[3] / "shared" / "datasets")
 
 
 def test_the_spectrogram_is_that_of_numpy() -> None:

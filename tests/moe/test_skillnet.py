@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick_experiment import run_quick
+from real_files import REAL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -644,8 +645,6 @@ def test_the_quick_experiment_judges_every_claim() -> None:
 
 
 def test_the_paper_scale_reads_its_real_sounds(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    from test_sounds import REAL  # the folder of published files, where there is one
-
     if not (REAL / "fsdd").is_dir():
         pytest.skip("no benchmark files here: let MTLEARN_DATA name a folder with fsdd/recordings.tar.gz")
     monkeypatch.setenv("MTLEARN_DATA", str(REAL))
