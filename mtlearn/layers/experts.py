@@ -280,11 +280,14 @@ class _GroupedLinear(torch.autograd.Function):
         ctx.save_for_backward(inputs, weight)
         ctx.counts, ctx.biased = counts, bias is not None
         output = inputs.new_empty(len(inputs), weight.shape[2])
-        for group, rows in _slices(counts):
-            if bias is None:
-                torch.mm(inputs[rows], weight[group], out=output[rows])
+        biases = (None,) * len(counts) if bias is None else bias.unbind()
+        for x, w, b, y in zip(torch.split(inputs, counts), weight.unbind(), biases, torch.split(output, counts), strict=True):
+            if not len(x):
+                continue
+            if b is None:
+                torch.mm(x, w, out=y)
             else:
-                torch.addmm(bias[group], inputs[rows], weight[group], out=output[rows])
+                torch.addmm(b, x, w, out=y)
         return output
 
     @staticmethod
@@ -293,32 +296,24 @@ class _GroupedLinear(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         grad = grad.contiguous()
         wanted = ctx.needs_input_grad
+        parts = torch.split(grad, ctx.counts)
         grad_inputs = torch.empty_like(inputs) if wanted[0] else None
         grad_weight = torch.empty_like(weight) if wanted[1] else None
         grad_bias = weight.new_empty(len(weight), weight.shape[2]) if ctx.biased and wanted[2] else None
-        for group, count in enumerate(ctx.counts):
-            if count == 0:
-                for stack in (grad_weight, grad_bias):
-                    if stack is not None:
-                        stack[group].zero_()
-        for group, rows in _slices(ctx.counts):
-            if grad_inputs is not None:
-                torch.mm(grad[rows], weight[group].T, out=grad_inputs[rows])
-            if grad_weight is not None:
-                torch.mm(inputs[rows].T, grad[rows], out=grad_weight[group])
-            if grad_bias is not None:
-                torch.sum(grad[rows], 0, out=grad_bias[group])
+        if grad_inputs is not None:
+            for g, w, out in zip(parts, weight.unbind(), torch.split(grad_inputs, ctx.counts), strict=True):
+                if len(g):
+                    torch.mm(g, w.T, out=out)
+        if grad_weight is not None:
+            for g, x, out in zip(parts, torch.split(inputs, ctx.counts), grad_weight.unbind(), strict=True):
+                if len(g):
+                    torch.mm(x.T, g, out=out)
+                else:
+                    out.zero_()
+        if grad_bias is not None:
+            for g, out in zip(parts, grad_bias.unbind(), strict=True):
+                torch.sum(g, 0, out=out)  # 0 where there are no rows
         return grad_inputs, grad_weight, grad_bias, None
-
-
-def _slices(counts: list[int]) -> list[tuple[int, slice]]:
-    """(group, its rows) of every group that has rows."""
-    found, start = [], 0
-    for group, count in enumerate(counts):
-        if count:
-            found.append((group, slice(start, start + count)))
-        start += count
-    return found
 
 
 def grouped_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, counts: Tensor) -> Tensor:
