@@ -201,7 +201,7 @@ def test_linear_logits_need_the_same_temperature_at_every_length(n: int, epsilon
 def test_the_two_temperatures_are_what_a_softmax_needs(n: int) -> None:
     for epsilon in (0.3, 0.01):
         falling = -min_temperature(epsilon) * torch.arange(n).double()
-        assert float(falling.softmax(0)[0]) >= 1 - epsilon
+        assert float(falling.softmax(0)[0]) >= 1 - epsilon - 1e-12  # equal in the limit of long lists: rounding decides the last digit
         for gap in (0.5, 2.0):
             gamma = copy_temperature(n, epsilon, gap)
             level = torch.full((n,), -gamma * gap, dtype=torch.float64).index_fill(0, torch.tensor(0), 0.0)
