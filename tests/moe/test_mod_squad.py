@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from quick_experiment import run_quick
 from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 from torch import Tensor, nn
@@ -45,7 +46,6 @@ from mtlearn.moe.mod_squad.method import (
 )
 from mtlearn.moe.mod_squad.mixtures import MoEAttention, MoEMLP, TaskRouter, joined
 from mtlearn.moe.mod_squad.model import MLP, Attention, Batch, Head, ModularTransformer, Shape, size_of, split_by_task, task_loss
-from tests.quick_experiment import run_quick
 
 SMALL = Shape(size=8, width=12, depth=2, heads=4, top_heads=2, head_width=5, experts=6, top_experts=2, hidden=7)
 SHORT = Shape(size=16, width=12, depth=2, heads=4, top_heads=2, head_width=5, experts=6, top_experts=2, hidden=7)
