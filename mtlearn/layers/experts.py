@@ -326,7 +326,7 @@ def grouped_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, counts: 
         counts: (groups,) int64, rows of each group, 0 included.
 
     Returns:
-        (rows, out); row r of group g is ``inputs[r] @ weight[g] + bias[g]``.
+        (rows, out); row r of group g is ``inputs[r] @ weight[g] + bias[g]``, in the dtype of autocast where that is on.
     """
     sizes = counts.tolist()
     if inputs.dim() != 2 or weight.dim() != 3 or inputs.shape[1] != weight.shape[1] or len(sizes) != len(weight) or sum(sizes) != len(inputs):
@@ -334,6 +334,10 @@ def grouped_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, counts: 
             f"inputs (rows, in), weight (groups, in, out) and counts that sum to the rows are needed, got {tuple(inputs.shape)}, "
             f"{tuple(weight.shape)} and {len(sizes)} counts with the sum {sum(sizes)}"
         )
+    device = inputs.device.type
+    if torch.is_autocast_enabled(device):  # as for PyTorch's own products, which a function of one's own is not among
+        dtype = torch.get_autocast_dtype(device)
+        inputs, weight, bias = inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     output: Tensor = _GroupedLinear.apply(inputs, weight, bias, sizes)  # type: ignore[no-untyped-call]
     return output
 
@@ -508,7 +512,7 @@ class MixtureOfExperts(nn.Module):
         if self.shared is not None:
             change = change + self.shared(tokens)
         if mask is not None:
-            change = torch.zeros_like(flat).index_copy(0, at, change)
+            change = change.new_zeros(flat.shape).index_copy(0, at, change)
         return change.view_as(x), routes
 
     def route(self, x: Tensor, task: Tensor | int | None = None, *, generator: torch.Generator | None = None) -> Routes:

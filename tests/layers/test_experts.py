@@ -87,6 +87,24 @@ def test_experts_without_a_visitor_get_the_gradient_zero_and_are_not_read() -> N
         assert (parameter.grad[[1, 4]] != 0).any()
 
 
+def test_mixed_precision_is_that_of_pytorchs_layers() -> None:
+    with seeded(0):
+        layer = MixtureOfExperts(8, 12, num_experts=4, k=2, num_tasks=2, shared=1)
+    x, task = draw(20, 8).requires_grad_(), torch.arange(20) % 2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        change, routes = layer(x, task)
+        alone = sum(layer.experts.expert(e)(x) * (routes.gate * (routes.expert == e)).view(20, 2).sum(1, keepdim=True) for e in range(4))
+        assert layer.shared is not None
+        alone = alone + layer.shared(x)
+        masked, _ = layer(x, task, mask=torch.arange(20) < 15)
+    assert change.dtype == masked.dtype == torch.bfloat16
+    torch.testing.assert_close(masked[:15].float(), change[:15].float(), atol=0.02, rtol=0.02)
+    torch.testing.assert_close(change.float(), alone.float(), atol=0.02, rtol=0.02)
+    change.float().sum().backward()
+    assert x.grad is not None and x.grad.dtype == torch.float32 and x.grad.isfinite().all()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.experts.parameters())
+
+
 def test_all_experts_with_uniform_gates_are_their_mean() -> None:
     experts, x = made(), draw(9, 8)
     mean = torch.stack([experts.expert(e)(x) for e in range(6)]).mean(0)
