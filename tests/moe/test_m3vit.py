@@ -31,7 +31,7 @@ from mtlearn.moe.m3vit.method import (
     path_flops,
     pathway,
 )
-from mtlearn.moe.m3vit.reordering import execute, schedule, simulate, switch_bytes
+from mtlearn.moe.m3vit.reordering import execute, schedule, simulate, switch_cost
 
 CPU = torch.device("cpu")
 TASKS = ("depth", "edges", "parts")
@@ -304,9 +304,15 @@ def test_times_by_hand() -> None:
     assert serial.finish.tolist() == [6, 7, 13, 14]
 
 
-def test_a_switch_of_task_costs_a_gate_alone() -> None:
-    assert switch_bytes(1000, 10, per_task_gate=True) == 10
-    assert switch_bytes(1000, 10, per_task_gate=False) == 1000
+def test_a_switch_of_task_costs_its_gates_and_its_head_alone() -> None:
+    head = 8 * 2 + 2
+    assert switch_cost(made(depth=4), "parts") == 2 * 8 * 6 + head  # two mixtures
+    assert switch_cost(made(gating="shared"), "parts") == head
+    assert switch_cost(made(gating="conditioned", task_width=4), "parts") == 4 + head
+    model, tokens = made(num_experts=64), draw(3, 4, 10)
+    assert switch_cost(model, "parts") < 0.5 * count_parameters(pathway(model, "parts", tokens))
+    with pytest.raises(ValueError, match="there is no task 'normals'"):
+        switch_cost(model, "normals")
 
 
 # ------------------------------------------------------------------------------------------------------------------------------- bad input

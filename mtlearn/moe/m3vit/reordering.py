@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtlearn.layers.cost import count_parameters
 from mtlearn.layers.experts import Experts, Routes
+from mtlearn.moe.m3vit.method import M3ViT, MoELayer
 
 Order = Literal["token", "expert"]
 
@@ -128,6 +130,13 @@ def execute(plan: Schedule, experts: Experts, x: Tensor) -> Tensor:
     return output
 
 
-def switch_bytes(model_bytes: int, gate_bytes: int, *, per_task_gate: bool) -> int:
-    """Bytes to fetch when another task's turn comes: one gate matrix where only the gate belongs to the task, else the whole of its model."""
-    return gate_bytes if per_task_gate else model_bytes
+def switch_cost(model: M3ViT, task: str) -> int:
+    """Numbers to fetch when the turn of ``task`` comes: its gate matrices and its head. Everything else is every task's, and stays.
+
+    Experts come and go within every task anyway, each at most once a layer, so a switch adds nothing to that.
+    """
+    gates = [block.feed.gate for block in model.blocks if isinstance(block.feed, MoELayer)]
+    own = sum(gate.router.weight[0].numel() for gate in gates if gate.gating == "multi")
+    if model.task_embedding is not None:
+        own += model.task_embedding.vectors()[0].numel()
+    return own + count_parameters(model.heads[model.tasks[model.index(task)]])
