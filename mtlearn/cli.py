@@ -186,6 +186,50 @@ def new(chapter: str, paper: str) -> None:
         print(f"wrote {path}")
 
 
+@app.command()
+def merge(
+    base: Annotated[
+        Path, typer.Argument(help="The checkpoint that all others were fine-tuned from: FILE.safetensors, or FILE.safetensors.index.json.")
+    ],
+    tuned: Annotated[list[Path], typer.Argument(help="One or more fine-tuned checkpoints of the same architecture.")],
+    out: Annotated[Path, typer.Option(help="The file to write; one that is there is replaced when the new one is whole.")],
+    method: Annotated[str, typer.Option(help="average, task_arithmetic, ties, dare, magnitude, random or consensus.")] = "task_arithmetic",
+    scale: Annotated[
+        float | None, typer.Option(help="Factor of the merged task vector; 1 for average and ties, else 0.3. Negative: unlearn.")
+    ] = None,
+    weight: Annotated[list[float] | None, typer.Option(help="average: one for each fine-tuned checkpoint, in order.")] = None,
+    keep: Annotated[float, typer.Option(help="ties, magnitude, random: share of each task vector that survives.")] = 0.2,
+    drop: Annotated[float, typer.Option(help="dare: share of each task vector that is dropped.")] = 0.9,
+    agree: Annotated[int, typer.Option(help="consensus: how many tasks must keep a weight.")] = 2,
+    threshold: Annotated[float, typer.Option(help="consensus: of the TALL masks.")] = 0.4,
+    seed: Annotated[int, typer.Option(help="dare, random: of the draws.")] = 0,
+) -> None:
+    """Merge safetensors checkpoints into one, piece by piece: memory does not grow with their size."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from mtlearn.merging.merge import merge_files
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(method, total=None)
+        path = merge_files(
+            base,
+            tuned,
+            out,
+            method,  # type: ignore[arg-type]  # checked there
+            scale=scale,
+            weights=tuple(weight) if weight else None,
+            keep=keep,
+            drop=drop,
+            agree=agree,
+            threshold=threshold,
+            seed=seed,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    print(f"wrote {path}, {path.stat().st_size:,} bytes")
+
+
 @data_app.command("list")
 def data_list() -> None:
     """List every file: dataset, size, licence, where it is."""

@@ -1,6 +1,6 @@
 """Handwritten digits that need no download: scikit-learn's 1,797 images of 8 x 8 pixels, split by image.
 
-Everything that shows a digit (patches, scenes, moving digits, captions) draws from these, so that no test picture is made of an image
+Everything that shows a digit (patches, scenes, moving digits, captions, transforms) draws from these, so that no test picture is made of an image
 that was seen in training::
 
     train, test = split_digits(generator=stream(seed, "digits"))     1,200 and 597 images
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from scipy.ndimage import rotate
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -58,6 +59,54 @@ def split_digits(*, generator: torch.Generator, train: int = TRAIN) -> tuple[Dig
     return everything.take(order[:train]), everything.take(order[train:])
 
 
+TRANSFORMS = ("rotate 90", "rotate 270", "invert", "flip left-right", "flip top-bottom", "shift", "shuffle", "difference")
+HALF_SHUFFLES = tuple(f"half shuffle {number}" for number in range(1, 13))
+_PERMUTATIONS = 20_240_507  # seed of the fixed pixel permutations: they are part of what the tasks are, not of a run
+
+
+def transformed(images: Tensor, transform: str) -> Tensor:
+    """The same images seen otherwise: each fixed transform makes a task of its own, with the same labels.
+
+    Args:
+        images: (n, height, width) ink from 0 to 1, square.
+        transform: one of :data:`TRANSFORMS` (rotations counter-clockwise; ``shift`` moves by 3/8 of the side, around the edge; ``shuffle`` is a fixed
+            permutation of all pixels; ``difference`` is each pixel minus its left neighbour, from -1 to 1) or of :data:`HALF_SHUFFLES` (a fixed
+            permutation of a fixed random half of the pixels).
+
+    Returns:
+        (n, height, width).
+
+    Raises:
+        ValueError: the images are not square or there is no such transform.
+    """
+    if images.dim() != 3 or images.shape[1] != images.shape[2]:
+        raise ValueError(f"images must be (n, side, side), got {tuple(images.shape)}")
+    side = images.shape[1]
+    if transform in ("rotate 90", "rotate 270"):
+        return images.rot90(int(transform.split()[1]) // 90, (1, 2))
+    if transform == "invert":
+        return 1 - images
+    if transform in ("flip left-right", "flip top-bottom"):
+        return images.flip(2 if transform == "flip left-right" else 1)
+    if transform == "shift":
+        return images.roll((3 * side // 8, 3 * side // 8), (1, 2))
+    if transform == "difference":
+        return images - torch.nn.functional.pad(images, (1, 0))[:, :, :-1]
+    if transform == "shuffle" or transform in HALF_SHUFFLES:
+        return images.flatten(1)[:, _permutation(side, transform)].view_as(images)
+    raise ValueError(f"there is no transform {transform!r}; there are {', '.join((*TRANSFORMS, *HALF_SHUFFLES))}")
+
+
+@cache
+def _permutation(side: int, transform: str) -> Tensor:
+    number = 0 if transform == "shuffle" else int(transform.split()[-1])
+    draws = torch.Generator().manual_seed(_PERMUTATIONS + number)
+    order = torch.arange(side * side)
+    chosen = torch.randperm(side * side, generator=draws)[: side * side if transform == "shuffle" else side * side // 2]
+    order[chosen] = chosen[torch.randperm(len(chosen), generator=draws)]
+    return order
+
+
 def patches(images: Tensor, size: int) -> Tensor:
     """Cut images into square patches, row by row.
 
@@ -76,6 +125,12 @@ def patches(images: Tensor, size: int) -> Tensor:
         raise ValueError(f"patches of {size} x {size} do not tile an image of {height} x {width}")
     tiles = images.reshape(*images.shape[:-2], height // size, size, width // size, size)  # (..., rows, size, columns, size)
     return tiles.transpose(-3, -2).flatten(-2).flatten(-3, -2)
+
+
+def rotated(images: Tensor, degrees: float) -> Tensor:
+    """Images (..., height, width) turned about their centre, counter-clockwise as they are shown; bilinear, with 0 from outside."""
+    turned = rotate(images.numpy(), degrees, axes=(-2, -1), reshape=False, order=1)
+    return torch.from_numpy(turned)
 
 
 def digit_patches(source: Digits, batch: int, *, count: int, size: int = 4, generator: torch.Generator) -> Tensor:

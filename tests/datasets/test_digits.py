@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from mtlearn.datasets.digits import digit_patches, digits, patches, split_digits
+from mtlearn.datasets.digits import HALF_SHUFFLES, TRANSFORMS, digit_patches, digits, patches, rotated, split_digits, transformed
 from mtlearn.lab.seeds import stream
 
 
@@ -42,3 +42,46 @@ def test_drawn_patches_are_patches_of_the_source() -> None:
     assert found.shape == (50, 4, 16)
     known = {tuple(row) for row in patches(train.images, 4).flatten(0, 1).tolist()}
     assert all(tuple(row) in known for row in found.flatten(0, 1).tolist())
+
+
+def test_rotated_images_turn_counter_clockwise_about_the_centre() -> None:
+    images = digits().images[:5]
+    assert torch.equal(rotated(images, 0), images)
+    for quarters in (1, 2, 3):
+        torch.testing.assert_close(rotated(images, 90 * quarters), torch.rot90(images, quarters, (-2, -1)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(rotated(images, 375), rotated(images, 15))
+    alone = torch.stack([rotated(image, 15) for image in images])
+    assert torch.equal(rotated(images, 15), alone)
+    disc = (torch.arange(8)[:, None] - 3.5).square() + (torch.arange(8) - 3.5).square()
+    round_picture = (-disc / 12).exp()  # looks the same from every side, up to interpolation and what comes in at the corners
+    torch.testing.assert_close(rotated(round_picture, 45)[2:-2, 2:-2], round_picture[2:-2, 2:-2], atol=0.05, rtol=0)
+    assert rotated(torch.zeros(2, 28, 28), 30).shape == (2, 28, 28)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ transforms
+
+
+def test_every_transform_is_what_its_name_says() -> None:
+    images = digits().images[:5]
+    made = {name: transformed(images, name) for name in (*TRANSFORMS, *HALF_SHUFFLES)}
+    assert torch.equal(made["rotate 90"].rot90(3, (1, 2)), images)
+    assert torch.equal(made["rotate 270"].rot90(1, (1, 2)), images)
+    assert torch.equal(1 - made["invert"], images)
+    assert torch.equal(made["flip left-right"].flip(2), images)
+    assert torch.equal(made["flip top-bottom"].flip(1), images)
+    assert torch.equal(made["shift"].roll((-3, -3), (1, 2)), images)
+    torch.testing.assert_close(made["difference"].cumsum(2), images)
+    for name in ("shuffle", *HALF_SHUFFLES):
+        assert torch.equal(made[name].flatten(1).sort(1).values, images.flatten(1).sort(1).values)
+    ramp = torch.arange(64.0).view(1, 8, 8)
+    moved = [(transformed(ramp, name) != ramp).sum().item() for name in HALF_SHUFFLES]
+    assert max(moved) <= 32
+    assert min(moved) >= 28
+    assert len({tuple(transformed(ramp, name).flatten().tolist()) for name in made}) == 20
+
+
+def test_transforms_refuse_what_they_do_not_know() -> None:
+    with pytest.raises(ValueError, match="there is no transform 'twist'; there are rotate 90"):
+        transformed(digits().images[:1], "twist")
+    with pytest.raises(ValueError, match=r"\(n, side, side\), got \(1, 8, 7\)"):
+        transformed(digits().images[:1, :, :7], "shift")
