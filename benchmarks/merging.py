@@ -105,7 +105,7 @@ def from_files(parameters: int, repeats: int) -> None:
         paths = write_checkpoints(folder, parameters)
         out = Path(folder) / "out.safetensors"
         ways: dict[str, Callable[[], object]] = {"read the files once": lambda: [read_once([load_file(path)]) for path in paths]}
-        methods: tuple[Method, ...] = ("task_arithmetic", "ties", "dare", "consensus")
+        methods: tuple[Method, ...] = ("task_arithmetic", "ties", "dare")
         for method in methods:
             ways[f"mtlearn {method}"] = lambda method=method: merge_files(paths[0], paths[1:], out, method)  # type: ignore[misc]
         ratios("from file to file, the files in the system's cache", ways, repeats=repeats)

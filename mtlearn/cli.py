@@ -208,7 +208,13 @@ def merge(
     from rich.console import Console
     from rich.progress import Progress
 
-    from mtlearn.merging.merge import merge_files
+    from mtlearn.merging.merge import METHODS, merge_files
+    from mtlearn.merging.tall_masks.method import consensus_rule
+
+    if method not in (*METHODS, "consensus"):
+        raise ValueError(f"--method must be one of {', '.join((*METHODS, 'consensus'))}, got {method!r}")
+    if agree > len(tuned) + 1:
+        raise ValueError(f"--agree must be at most {len(tuned) + 1}, one more than the fine-tuned checkpoints, got {agree}")
 
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
@@ -217,13 +223,11 @@ def merge(
             base,
             tuned,
             out,
-            method,  # type: ignore[arg-type]  # checked there
+            consensus_rule(agree, threshold) if method == "consensus" else method,  # type: ignore[arg-type]  # one of METHODS
             scale=scale,
             weights=tuple(weight) if weight else None,
             keep=keep,
             drop=drop,
-            agree=agree,
-            threshold=threshold,
             seed=seed,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )

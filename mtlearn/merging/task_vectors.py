@@ -22,6 +22,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 State = Mapping[str, Tensor]
 Combine = Literal["mean", "sum", "max"]
@@ -224,7 +225,8 @@ def magnitude_threshold(flat: Tensor, keep: float) -> Tensor:
 
 def trim(rows: Tensor, thresholds: Tensor) -> Tensor:
     """(n, p) task vectors with what lies below its row's threshold (n,) set to 0."""
-    return torch.where(rows.abs() >= thresholds[:, None], rows, 0.0)
+    below = torch.nextafter(thresholds.to(rows), rows.new_tensor(-1.0)).tolist()  # hardshrink drops what is equal to its threshold, too
+    return torch.stack([hardshrink(row, limit) for row, limit in zip(rows, below, strict=True)])
 
 
 def majority_sign(trimmed: Tensor) -> Tensor:
@@ -236,13 +238,13 @@ def elect_and_combine(trimmed: Tensor, majority: Tensor, combine: Combine) -> Te
     """Elect ``sign(Σ_t τ_t)`` for each weight and merge the entries of (n, p) that have it: (p,)."""
     elected = torch.sign(trimmed.sum(0))
     elected = torch.where(elected == 0, majority, elected)
-    agreeing = torch.where(torch.sign(trimmed) == elected, trimmed, 0.0)
+    agreeing = (trimmed * elected).clamp_(min=0)  # the sizes of the entries that have the elected sign, 0 elsewhere
     if combine == "sum":
-        return agreeing.sum(0)
+        return agreeing.sum(0) * elected
     if combine == "max":
-        return agreeing.abs().amax(0) * elected
+        return agreeing.amax(0) * elected
     if combine == "mean":
-        return agreeing.sum(0) / (agreeing != 0).sum(0).clamp(min=1)
+        return agreeing.sum(0) * elected / agreeing.sign().sum(0).clamp_(min=1)
     raise ValueError(f"combine must be 'mean', 'sum' or 'max', got {combine!r}")
 
 
