@@ -55,6 +55,7 @@ class Composition(nn.Module):
         self.blocks = tuple(stacked)
         self.per: Per = per
         self._model = [model]  # in a list: its weights are no parameters of this module
+        self._learned = {name for name, _ in model.named_parameters()}
         self._base = {name: value.detach() for name, value in base.items()}
         self._vectors = {name: rows.detach().flatten(1).to(base[name].device) for name, rows in stacked.items()}  # (n, size of the block)
         shape = (len(vectors),) if per == "task" else (len(vectors), len(self.blocks))
@@ -84,7 +85,9 @@ class Composition(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         """The output of the model with the composed weights."""
-        return functional_call(self._model[0], {**self._base, **self.weights()}, inputs)
+        # running statistics of a batch norm move with their coefficients, but nothing can be differentiated by them
+        weights = {name: value if name in self._learned else value.detach() for name, value in self.weights().items()}
+        return functional_call(self._model[0], {**self._base, **weights}, inputs)
 
 
 def entropy(logits: Tensor) -> Tensor:
