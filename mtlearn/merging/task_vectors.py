@@ -22,7 +22,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import hardshrink
 
 State = Mapping[str, Tensor]
 Combine = Literal["mean", "sum", "max"]
@@ -209,8 +208,8 @@ def ties(vectors: Sequence[State], keep: float = 0.2, combine: Combine = "mean")
     check_vectors(vectors)
     check_share("keep", keep)
     rows = torch.stack([flatten(vector) for vector in vectors])  # (n, P)
-    trimmed = trim(rows, torch.stack([magnitude_threshold(row, keep) for row in rows]))
-    return unflatten(elect_and_combine(trimmed, majority_sign(trimmed), combine), vectors[0])
+    trimmed = trim_(rows, torch.stack([magnitude_threshold(row, keep) for row in rows]))
+    return unflatten(elect_and_combine_(trimmed, majority_sign(trimmed), combine), vectors[0])
 
 
 def magnitude_threshold(flat: Tensor, keep: float) -> Tensor:
@@ -223,10 +222,12 @@ def magnitude_threshold(flat: Tensor, keep: float) -> Tensor:
     return flat.new_zeros(()) if rank == 0 else flat.abs().kthvalue(rank).values
 
 
-def trim(rows: Tensor, thresholds: Tensor) -> Tensor:
-    """(n, p) task vectors with what lies below its row's threshold (n,) set to 0."""
+def trim_(rows: Tensor, thresholds: Tensor) -> Tensor:
+    """Set what lies below its row's threshold (n,) to 0, in the task vectors (n, p) themselves."""
     below = torch.nextafter(thresholds.to(rows), rows.new_tensor(-1.0)).tolist()  # hardshrink drops what is equal to its threshold, too
-    return torch.stack([hardshrink(row, limit) for row, limit in zip(rows, below, strict=True)])
+    for row, limit in zip(rows, below, strict=True):
+        torch.hardshrink(row, limit, out=row)
+    return rows
 
 
 def majority_sign(trimmed: Tensor) -> Tensor:
@@ -234,17 +235,17 @@ def majority_sign(trimmed: Tensor) -> Tensor:
     return torch.sign(trimmed.sum(0)).sum().sign()
 
 
-def elect_and_combine(trimmed: Tensor, majority: Tensor, combine: Combine) -> Tensor:
-    """Elect ``sign(Σ_t τ_t)`` for each weight and merge the entries of (n, p) that have it: (p,)."""
-    elected = torch.sign(trimmed.sum(0))
-    elected = torch.where(elected == 0, majority, elected)
-    agreeing = (trimmed * elected).clamp_(min=0)  # the sizes of the entries that have the elected sign, 0 elsewhere
+def elect_and_combine_(trimmed: Tensor, majority: Tensor, combine: Combine) -> Tensor:
+    """Elect ``sign(Σ_t τ_t)`` for each weight and merge the entries of (n, p) that have it: (p,). The entries are used up."""
+    elected = trimmed.sum(0).sign_()
+    elected[elected == 0] = majority.to(elected)
+    agreeing = trimmed.mul_(elected).clamp_(min=0)  # the sizes of the entries that have the elected sign, 0 elsewhere
     if combine == "sum":
-        return agreeing.sum(0) * elected
+        return agreeing.sum(0).mul_(elected)
     if combine == "max":
-        return agreeing.amax(0) * elected
+        return agreeing.amax(0).mul_(elected)
     if combine == "mean":
-        return agreeing.sum(0) * elected / agreeing.sign().sum(0).clamp_(min=1)
+        return agreeing.sum(0).mul_(elected).div_(agreeing.sign_().sum(0).clamp_(min=1))
     raise ValueError(f"combine must be 'mean', 'sum' or 'max', got {combine!r}")
 
 

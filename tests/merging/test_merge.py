@@ -56,7 +56,7 @@ def expected(method: str) -> dict[str, Tensor]:
     if method == "task_arithmetic":
         return tv.apply(BASE, total, 0.3)
     rows = torch.stack([tv.flatten(vector) for vector in VECTORS])
-    cut = tv.trim(rows, torch.stack([tv.magnitude_threshold(row, 0.2) for row in rows]))
+    cut = tv.trim_(rows, torch.stack([tv.magnitude_threshold(row, 0.2) for row in rows]))
     return tv.apply(BASE, tv.unflatten(cut.sum(0), total), 0.3)
 
 
