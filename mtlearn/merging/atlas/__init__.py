@@ -1,0 +1,1 @@
+"""aTLAS: task vectors combined with one learned coefficient per parameter block."""
