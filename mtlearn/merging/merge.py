@@ -55,7 +55,7 @@ Method = Literal["average", "task_arithmetic", "ties", "dare", "magnitude", "ran
 METHODS: tuple[Method, ...] = get_args(Method)
 Rule = Callable[[Tensor], Tensor]
 SCALE = 0.3  # of the methods that sum; of "average" and "ties", which average, it is 1
-PIECE = 1 << 16  # values of each checkpoint that are worked on at a time: with eight checkpoints two megabytes, which stay in the cache
+PIECE = 1 << 17  # values of each checkpoint that are worked on at a time: with eight checkpoints four megabytes
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,7 @@ def _thresholds(sources: Sequence[_Source], names: Sequence[str], keep: float) -
     rank = size - int(keep * size)  # the rank-th smallest, from 1
     if rank == 0:
         return torch.zeros(count)
-    stride = max(1, size // 100_000)
+    stride = max(1, min(size // 100_000, 1000))  # the larger the model, the narrower the interval: what lies inside is kept in memory
     sample = []
     for name in names:
         values = [source.read(name, 0, sources[0].like[name].numel())[::stride].to(working_dtype(sources[0].like[name].dtype)) for source in sources]
