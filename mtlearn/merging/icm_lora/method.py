@@ -32,6 +32,7 @@ reconstruction against every target (:func:`released_error`); ours refuses. Whit
 :class:`MLPCVAE` are our choices for a few tasks of a small model.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,7 +167,7 @@ class Reconstruction(NamedTuple):
     posterior: Posterior
 
 
-class CVAE(nn.Module):
+class CVAE(nn.Module, ABC):
     """What the two generators share: sizes, checks, and the step from posterior to z.
 
     Attributes:
@@ -181,13 +182,13 @@ class CVAE(nn.Module):
             raise ValueError(f"length and latent must be at least 1 and condition at least 0, got {length}, {latent} and {condition}")
         self.length, self.condition, self.latent = length, condition, latent
 
+    @abstractmethod
     def posterior(self, w: Tensor, c: Tensor) -> Posterior:
         """The encoder, without checks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decoded(self, z: Tensor, c: Tensor) -> Tensor:
         """The decoder, without checks."""
-        raise NotImplementedError
 
     def encode(self, w: Tensor, c: Tensor) -> Posterior:
         """Vectors (batch, P') and task vectors (batch, condition) to the posterior."""
