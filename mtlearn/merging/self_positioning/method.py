@@ -241,7 +241,7 @@ def two_task_position(gram: Tensor, c: Tensor) -> tuple[float, float]:
         return second / (first + second), first + second
     turned = math.atan2(second * math.sin(alpha), first + second * math.cos(alpha))  # beta alpha
     left, right = math.sin(alpha - turned), math.sin(turned)
-    return turned / alpha, math.sin(alpha) * (first + second) / (left + right)
+    return min(turned / alpha, 1.0), math.sin(alpha) * (first + second) / (left + right)  # rounding must not turn beyond the second vector
 
 
 def check_probe(pairs: Mapping[str, int], tasks: Sequence[str], *, batch: int) -> None:
