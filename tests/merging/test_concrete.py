@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick_experiment import run_quick
+from real_files import REAL
 from torch import Tensor, nn
 from torch.distributions import RelaxedBernoulli
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -481,16 +482,12 @@ def test_controls_have_the_density_of_the_learned_mask() -> None:
     assert share["0.weight"] == pytest.approx(float(mask["0.weight"].mean()), abs=0.02)
 
 
-def test_paper_scale_runs_on_mnist() -> None:
+@pytest.mark.skipif(not (REAL / "mnist10k").is_dir(), reason="the published files are not here")
+def test_paper_scale_runs_on_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTLEARN_DATA", str(REAL))
     paper = EXPERIMENT.scales["paper"]
     assert isinstance(paper, experiment.ConcreteSettings)
     assert (paper.family.source, paper.family.encoder) == ("mnist", "conv")
-    try:
-        from mtlearn.datasets.benchmarks import fetch
-
-        fetch("mnist10k", "t10k-labels-idx1-ubyte.gz")
-    except Exception:  # no file and no network
-        pytest.skip("MNIST is not here")
     quick = EXPERIMENT.scales["quick"]
     assert isinstance(quick, experiment.ConcreteSettings)
     few = replace(
