@@ -8,6 +8,9 @@ from playwright.sync_api import Browser, Page
 from walk import HOW_TO_GET_ONE, SECOND, Lab, copy_without_outputs, find_browser, jupyterlab, no_browser, select, walk
 
 RIGHT = """
+import ipywidgets
+import traitlets
+
 from mtlearn.explore.explorer import Explorer, choice, entry, menu, slider, switch
 
 point = [0.5, 0.5]
@@ -31,7 +34,10 @@ controls = {
     "ink": menu("colour", ["red", "green", "blue"]), "grid": switch("grid"), "words": entry("title", "a line"),
 }
 presets = {"flat": {"share": 1.0}, "as it starts": {"n": 10, "share": 0.5}}
-Explorer(draw, controls, presets=presets, seed=0, on_pointer=touched, on_reset=lambda: point.__setitem__(slice(None), [0.5, 0.5]))
+play = ipywidgets.Play(value=10, min=1, max=10, interval=200, show_repeat=False)
+traitlets.link((play, "value"), (controls["n"], "value"))
+again = lambda: point.__setitem__(slice(None), [0.5, 0.5])
+Explorer(draw, controls, presets=presets, seed=0, on_pointer=touched, on_reset=again, extra=(play,))
 """
 DEAD = """
 def still(figure, width, n):

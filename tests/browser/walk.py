@@ -320,9 +320,14 @@ def move_everything(explored: Explored) -> None:
     for entry in explored.root.locator(".widget-text input, .widget-textarea textarea").all():
         explored.reset()
         known += 1
-        explored.try_control(
-            f"entry {_label(entry)}", [lambda entry=entry, keys=keys: _type(entry, keys) for keys in ("Backspace", "a", "1", "ArrowUp")]
-        )
+        tried = ("Backspace", "a", "1", "ArrowUp") if entry.input_value() else ("a", "1", "ArrowUp")  # an empty line has nothing to take away
+        explored.try_control(f"entry {_label(entry)}", [lambda entry=entry, keys=keys: _type(entry, keys) for keys in tried])
+    for play in explored.root.locator(".widget-play").all():
+        explored.reset()
+        buttons = play.locator("button").all()  # play or pause, stop, and repeat, which may be hidden
+        known += len(buttons)
+        explored.try_control("play", [buttons[0].click])
+        buttons[0].click()  # pause: the next control is moved on a picture that stands still
     for button in explored.presets:
         known += 1
         name = (button.text_content() or "").strip()
