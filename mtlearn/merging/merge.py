@@ -243,10 +243,10 @@ def _merge(sources: Sequence[_Source], names: Sequence[str], recipe: Recipe, wri
     scale = (1.0 if recipe.method in ("average", "ties") else SCALE) if recipe.scale is None else recipe.scale
     thresholds = _thresholds(sources, names, recipe.keep) if recipe.method in ("ties", "magnitude") else None
     shares = torch.tensor(recipe.weights or [1.0] * count, dtype=torch.float64)
+    shares /= shares.sum()
     majority = torch.ones(())
     signs, cancelled = 0, False
     draws = _Draws(recipe.seed, count)
-
     merged = torch.empty(0)
 
     def walk() -> None:
@@ -255,7 +255,7 @@ def _merge(sources: Sequence[_Source], names: Sequence[str], recipe: Recipe, wri
             if merged.shape != origin.shape or merged.dtype != origin.dtype or merged.device != origin.device:
                 merged = torch.empty_like(origin)  # kept from piece to piece: fresh memory costs more than the sum
             if recipe.method == "average":
-                vector = torch.mv(piece.T, (shares / shares.sum()).to(piece), out=merged)
+                vector = torch.mv(piece.T, shares.to(piece), out=merged)
             elif recipe.method == "task_arithmetic":
                 vector = torch.sum(piece, 0, out=merged)
             elif recipe.method in ("ties", "magnitude"):
@@ -281,7 +281,6 @@ def _merge(sources: Sequence[_Source], names: Sequence[str], recipe: Recipe, wri
     if recipe.method == "ties" and cancelled and signs <= 0:
         # weights whose entries cancel to exactly 0 take the sign of most weights, which is known only now; where it is positive it was right
         majority = torch.tensor(float(signs and -1))
-        draws = _Draws(recipe.seed, count)
         walk()
 
 
@@ -291,7 +290,6 @@ class _Draws:
 
     seed: int
     count: int
-    name: str = ""
     streams: list[torch.Generator] = field(default_factory=list)
 
     def uniform(self, name: str, start: int, piece: Tensor) -> Tensor:
