@@ -26,7 +26,7 @@ from mtlearn.merging.logits_fusion.experiment import EXPERIMENT, gap_closed
 from mtlearn.merging.logits_fusion.explorer import DYNAMIC, FIXED, ITSELF, ROUTED, THREE, explorer, passage
 from mtlearn.merging.logits_fusion.generation import CachedLogits, fusion_processor
 from mtlearn.merging.logits_fusion.method import GRID, change, cube, decode, dynamic, fixed, fuse, kl, moves, objective, searched, targets
-from mtlearn.merging.logits_fusion.models import CharacterModel, Reader, add_lora, last
+from mtlearn.merging.logits_fusion.models import CharacterModel, Reader, last
 
 CPU = torch.device("cpu")
 INF = float("inf")
@@ -318,7 +318,7 @@ def poisoned(place: int, value: float, *, everywhere: bool = False) -> list[Tens
         (lambda: written(experts=[lambda prefix: torch.zeros(2, 7)]), "all models must have one vocabulary"),
         (lambda: posterior(torch.tensor([[float("nan")]])), "the evidence must be finite"),
         (lambda: recent(torch.zeros(2, 5), 0), "window must be at least 1, got 0"),
-        (lambda: add_lora(CharacterModel((4,)), 0), "rank of at least 1"),
+        (lambda: experiment.with_lora(CharacterModel((4,)), 0, 0), "rank must be at least 1, got 0"),
         (lambda: fusion_processor(lambda prefix: prefix, []), "at least one expert is needed"),
         (lambda: fusion_processor(lambda prefix: prefix, [lambda prefix: prefix], examples=-1), "at least 0, got -1"),
         (lambda: experiment.draw_stretches(torch.arange(50), 2, 100, stream(0)), "a stretch needs 180 tokens, the text has 50"),
@@ -483,7 +483,7 @@ def test_lora_starts_at_the_model_and_trains_its_own_numbers() -> None:
     model = models()[0]
     prefix = torch.randint(96, (1, 9), generator=stream(0))
     before = model(prefix)
-    adapted = add_lora(copy.deepcopy(model), 3)
+    adapted = experiment.with_lora(model, 3, 0)
     assert torch.allclose(adapted(prefix), before)
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     assert trained == sum(3 * (layer.in_features + layer.out_features) for layer in (*model.layers, model.head))

@@ -39,10 +39,11 @@ from mtlearn.lab.checkpoints import load as load_shipped
 from mtlearn.lab.experiment import Arms, Claim, Experiment, Settings
 from mtlearn.lab.fit import fit
 from mtlearn.lab.seeds import stream
+from mtlearn.layers.lora import add_lora
 from mtlearn.merging import task_vectors
 from mtlearn.merging.logits_fusion.baselines import recent, routed_strength
 from mtlearn.merging.logits_fusion.method import EVIDENCE, GRID, change, cube, dynamic, fuse
-from mtlearn.merging.logits_fusion.models import CharacterModel, Reader, add_lora
+from mtlearn.merging.logits_fusion.models import CharacterModel, Reader
 
 DOMAINS = ("numpy", "networkx", "code")
 MODULES = ("json", "argparse", "textwrap", "random", "statistics", "ast")
@@ -414,6 +415,13 @@ def family_of(settings: FusionSettings, seed: int, device: torch.device) -> Fami
     return Family(load_shipped(LARGE_CHECKPOINT, device=device), load_shipped(SMALL_CHECKPOINT, device=device), reader, encode)
 
 
+def with_lora(model: nn.Module, rank: int, seed: int) -> nn.Module:
+    """A copy in which every linear layer has an adapter to train, at scale 1, and nothing else learns."""
+    adapted = deepcopy(model)
+    add_lora(adapted, lambda name, layer: isinstance(layer, nn.Linear), rank=rank, alpha=rank, generator=stream(seed, "lora"))
+    return adapted
+
+
 def run(settings: FusionSettings, seed: int, device: torch.device) -> Arms:
     """One seed, every arm."""
     family = family_of(settings, seed, device)
@@ -447,7 +455,7 @@ def run(settings: FusionSettings, seed: int, device: torch.device) -> Arms:
             arms |= single_expert(large, stretch, number, strength)
             for arm, start, tuning in (
                 (TUNED, family.large, settings.tuned),
-                (LORA, add_lora(deepcopy(family.large), settings.rank), settings.lora),
+                (LORA, with_lora(family.large, settings.rank, seed), settings.lora),
             ):
                 tuned = tune(start, [domain.train], tuning, stream(seed, "tuned", name))
                 arms[arm] = stretch.judge(logits_along(tuned, stretch.pieces, n, at_once=at_once))

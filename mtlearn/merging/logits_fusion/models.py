@@ -13,7 +13,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 VOCABULARY = 96
 
@@ -87,34 +86,6 @@ class Reader(nn.Module):
         copied = weight[..., :-1] @ F.one_hot(prefix[:, 1:], vocabulary).to(h.dtype)  # what followed place j is character j + 1
         mixed: Tensor = weight[..., -1:] * self.body.head(h).softmax(-1) + copied
         return mixed.clamp_min(1e-9).log()
-
-
-class LowRank(nn.Module):
-    """W + B A, of which A (rank, in) and B (out, rank) are trained and W is not; B starts at 0."""
-
-    def __init__(self, weight: Tensor, rank: int) -> None:
-        super().__init__()
-        self.a = nn.Parameter(torch.randn(rank, weight.shape[1]).to(weight) * weight.shape[1] ** -0.5)
-        self.b = nn.Parameter(torch.zeros(weight.shape[0], rank).to(weight))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The adapted matrix."""
-        return weight + self.b @ self.a
-
-
-def add_lora(model: nn.Module, rank: int) -> nn.Module:
-    """Freeze a model and give each of its linear layers a change of low rank to train, in place.
-
-    Raises:
-        ValueError: the rank is below 1, or there is no linear layer.
-    """
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if rank < 1 or not layers:
-        raise ValueError(f"LoRA needs a rank of at least 1 and a linear layer, got rank {rank} and {len(layers)} layers")
-    model.requires_grad_(False)
-    for layer in layers:
-        parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
-    return model
 
 
 def last(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
