@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mtlearn.datasets.cranfield import Cranfield, read_cranfield
 from mtlearn.datasets.sentence_pairs import ScoredPair, read_pairs
 from mtlearn.lab.seeds import stream
-from mtlearn.merging.self_positioning.encoders import Tokenise, Vocabulary, pretrained
+from mtlearn.merging.self_positioning.encoders import Tokenise, pretrained
+from mtlearn.merging.self_positioning.encoders import vocabulary as known
 from mtlearn.merging.self_positioning.tasks import Batch, Part, Task, World, halved
 
 LONGEST = 128  # tokens
@@ -52,9 +53,9 @@ def published_world(
     )
 
 
-def _vocabulary(collection: Cranfield, scored: Sequence[ScoredPair], size: int) -> Vocabulary:
+def _vocabulary(collection: Cranfield, scored: Sequence[ScoredPair], size: int) -> Tokenise:
     sentences = [sentence for pair in scored for sentence in (pair.first, pair.second)]
-    return Vocabulary.of([*sentences, *(document.text for document in collection.documents)], size)
+    return known([*sentences, *(document.text for document in collection.documents)], size)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Tokens:
     @classmethod
     def of(cls, collection: Cranfield, tokenise: Tokenise) -> "Tokens":
         """Tokenise the collection."""
-        titles, bodies = [document.title for document in collection.documents], [document.text for document in collection.documents]
+        titles = [document.title or "-" for document in collection.documents]  # a document without title or text is no training pair
+        bodies = [document.text or "-" for document in collection.documents]
         return cls(tokenise(titles, LONGEST), tokenise(bodies, LONGEST), tokenise(collection.queries, LONGEST))
 
 

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from mtlearn.datasets.documentation import Page, documentation, split
 from mtlearn.lab.seeds import stream
-from mtlearn.merging.self_positioning.encoders import PADDING, Tokenise, Vocabulary, pretrained, words
+from mtlearn.layers.tokens import PADDING, words
+from mtlearn.merging.self_positioning.encoders import Tokenise, pretrained
+from mtlearn.merging.self_positioning.encoders import vocabulary as known
 
 MODULES = (
     *("numpy", "numpy.linalg", "numpy.fft", "numpy.random"),
@@ -150,7 +152,7 @@ def texts(seed: int, *, vocabulary: int = 5000, tokenise: Tokenise | None = None
     parted = split([entry.page for entry in kept], seed=seed)
     parts: dict[Part, Tensor] = {name: torch.tensor(getattr(parted, name)) for name in ("train", "validation", "test")}
     if tokenise is None:
-        tokenise = Vocabulary.of((kept[i].summary + " " + kept[i].body for i in parted.train), vocabulary)
+        tokenise = known((kept[i].summary + " " + kept[i].body for i in parted.train), vocabulary)
     names = tuple(sorted({entry.page.module for entry in kept}))
     number = {name: i for i, name in enumerate(names)}
     return Texts(
