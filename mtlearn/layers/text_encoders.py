@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlearn.layers.attention import Transformer
-from mtlearn.layers.tokens import PADDING
+from mtlearn.layers.tokens import PADDING, joined
 
 Pooling = Literal["mean", "first"]
 
@@ -202,6 +202,32 @@ class CrossEncoder(nn.Module):
         """Joint tokens and types (n, length) to logits (n,), or (n, outputs) where there are several."""
         logits: Tensor = self.head(pool(self.body(tokens, types=types), tokens != self.body.padding, self.pooling))
         return logits[:, 0] if logits.shape[1] == 1 else logits
+
+
+class JointEncoder(CrossEncoder):
+    """A cross-encoder that is called with two texts, as a bi-encoder is, and joins them itself.
+
+    Args:
+        body: tokens and types to states.
+        outputs: logits of a pair.
+        pooling: ``first`` (the [CLS] token) or ``mean``.
+        class_token: texts begin with [CLS], as those of a pretrained tokeniser do; that of the second is left out.
+    """
+
+    def __init__(self, body: Body, outputs: int = 1, pooling: Pooling = "first", *, class_token: bool = False) -> None:
+        super().__init__(body, outputs, pooling)
+        self.class_token = class_token
+
+    def forward(self, first: Tensor, second: Tensor | None = None) -> Tensor:
+        """Tokens (n, length) of two texts each to logits (n,), or (n, outputs) where there are several.
+
+        Raises:
+            ValueError: no second text, or not as many as first ones.
+        """
+        if second is None or len(first) != len(second):
+            raise ValueError(f"as many first as second texts are needed, got {len(first)} and {0 if second is None else len(second)}")
+        tokens, part = joined([first, second[:, 1:] if self.class_token else second], self.body.padding)
+        return super().forward(tokens, part.clamp(min=0))
 
 
 class PolyEncoder(nn.Module):

@@ -29,11 +29,18 @@ def words(text: str) -> list[str]:
 class Tokeniser(Protocol):
     """What turns texts into token numbers."""
 
-    padding: int
+    @property
+    def padding(self) -> int:
+        """Number of the padding token."""
+        ...
 
     def __call__(self, texts: Sequence[str], most: int, *, truncate: bool = False) -> Tensor:
         """(n, longest) int64, padded; a text of more than ``most`` tokens is an error unless it may be cut."""
         ...
+
+
+class PairTokeniser(Tokeniser, Protocol):
+    """What also turns two texts into one input."""
 
     def pairs(self, first: Sequence[str], second: Sequence[str], most: int, *, truncate: bool = False) -> tuple[Tensor, Tensor]:
         """Both texts as one input: tokens and types (n, longest) int64, type 0 up to the first separator and 1 after it."""

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtlearn.lab.seeds import seeded, stream
-from mtlearn.layers.text_encoders import BiEncoder, CrossEncoder, PolyEncoder, TokenEncoder, late_attention, masked_mean, pool
+from mtlearn.layers.text_encoders import BiEncoder, CrossEncoder, JointEncoder, PolyEncoder, TokenEncoder, late_attention, masked_mean, pool
 
 TOKENS = torch.tensor([[2, 7, 9, 3, 0], [2, 8, 3, 0, 0]])
 
@@ -87,6 +87,18 @@ def test_the_cross_encoder() -> None:
     assert CrossEncoder(body(), outputs=3)(TOKENS).shape == (2, 3)
     meaned = CrossEncoder(body(), pooling="mean")
     torch.testing.assert_close(meaned(TOKENS[1:, :3]), meaned(TOKENS)[1:], atol=1e-6, rtol=1e-5)
+
+
+def test_the_joint_encoder_joins_the_texts_itself() -> None:
+    encoder = JointEncoder(body())
+    joint, types = torch.tensor([[7, 9, 5], [8, 6, 4]]), torch.tensor([[0, 0, 1], [0, 1, 1]])
+    scores = encoder(torch.tensor([[7, 9], [8, 0]]), torch.tensor([[5, 0], [6, 4]]))
+    torch.testing.assert_close(scores, CrossEncoder.forward(encoder, joint, types))
+    classed = JointEncoder(encoder.body, class_token=True)
+    classed.head = encoder.head
+    torch.testing.assert_close(classed(torch.tensor([[7, 9], [8, 0]]), torch.tensor([[2, 5, 0], [2, 6, 4]])), scores)
+    with pytest.raises(ValueError, match="as many first as second texts are needed, got 2 and 0"):
+        encoder(joint[:2])
 
 
 def by_hand(states: Tensor, candidate: Tensor, codes: Tensor) -> Tensor:
