@@ -67,9 +67,9 @@ def explorer() -> Explorer:
         figure.set_layout_engine("none")
         j = min(range(len(SETTINGS.alphas)), key=lambda k: abs(SETTINGS.alphas[k] - alpha))
         i = min(range(len(SETTINGS.flips)), key=lambda k: abs(100 * SETTINGS.flips[k] - flips))
-        follows = _draw_scores(figure.add_axes((0.08, 0.14, 0.42, 0.70)), model, i, j)
-        _draw_accuracy(figure.add_axes((0.60, 0.60, 0.37, 0.26)), model, i, j)
-        seconds = _draw_race(figure.add_axes((0.60, 0.14, 0.37, 0.26)), candidates)
+        follows = _draw_scores(figure.add_axes((0.08, 0.14, 0.42, 0.76)), model, i, j)
+        _draw_accuracy(figure.add_axes((0.60, 0.66, 0.37, 0.24)), model, i, j)
+        seconds = _draw_race(figure.add_axes((0.60, 0.14, 0.37, 0.31)), candidates)
         right, teacher = 100 * float(model.accuracy[i, j]), 100 * float(model.teacher_accuracy[i])
         return (
             f"α = {SETTINGS.alphas[j]:g}, {100 * SETTINGS.flips[i]:g} % of the labels wrong: the student has {right:.0f} % right, the teacher "
@@ -143,14 +143,14 @@ def _draw_race(axes: Axes, candidates: int) -> tuple[float, float]:
         ("once, before: candidates", cost["embed"] * candidates, SKY),
     )
     for row, (name, seconds, colour) in enumerate(rows):
-        axes.barh(row, 1e3 * seconds, left=1e-3, height=0.6, color=colour)
-        axes.text(1.4e-3, row - 0.47, name, ha="left", va="center", fontsize=10)
+        axes.barh(row, 1e3 * seconds, left=1e-3, height=0.45, color=colour)
+        axes.text(1.4e-3, row - 0.42, name, ha="left", va="center", fontsize=10)
         axes.text(1e3 * seconds * 1.25, row, f"{1e3 * seconds:.3g} ms", ha="left", va="center", fontsize=10)
     axes.set_xscale("log")
     axes.set_xlim(1e-3, 1e5)
     axes.set_ylim(2.5, -0.8)
     axes.set_yticks([])
-    axes.set_xlabel("milliseconds, one query, this machine (timed on 500, scaled)")
+    axes.set_xlabel("milliseconds for one query, on this machine")
     axes.set_title(
         f"{candidates:,} candidates: {teacher / student:.0f} times faster" if teacher > student else f"{candidates:,} candidates", loc="left"
     )
