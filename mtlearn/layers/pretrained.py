@@ -25,6 +25,7 @@ class PretrainedBody(nn.Module):
         self.model, self.padding = model, padding
         config: Any = model.config
         self.width = int(config.hidden_size)
+        self.longest = int(getattr(config, "max_position_embeddings", 0)) or None  # None where a model has no table of positions
         self._types = int(getattr(config, "type_vocab_size", 0) or 0)
 
     def states(
@@ -37,7 +38,13 @@ class PretrainedBody(nn.Module):
             types: (n, length) int64; a model without token types does without.
             positions: (n, length) int64, for models with a table of positions.
             mask: bool, (n, length) or (n, length, length): which token may look at which. Tokens that are not padding when omitted.
+
+        Raises:
+            ValueError: more tokens than the model has positions.
         """
+        if self.longest is not None and positions is None and tokens.shape[1] > self.longest:
+            over = tokens.shape[1] - self.longest
+            raise ValueError(f"the input has {tokens.shape[1]} tokens, {over} more than the {self.longest} positions of the model")
         seen = tokens != self.padding if mask is None else mask
         if seen.dim() == 3:
             seen = seen | (~seen.any(-1, keepdim=True) & torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device))

@@ -34,6 +34,13 @@ def test_a_pretrained_body_stands_in_the_place_of_ours(tmp_path: Path) -> None:
         assert PolyEncoder(body, 2)(tokens, tokens[None].expand(2, -1, -1)).shape == (2, 2)
 
 
+def test_an_input_beyond_the_models_positions_is_refused(tmp_path: Path) -> None:
+    body, _ = pretrained(tiny_bert(tmp_path))
+    assert body.longest == 160
+    with pytest.raises(ValueError, match="the input has 163 tokens, 3 more than the 160 positions of the model"):
+        body(torch.full((1, 163), 7))
+
+
 def test_texts_are_refused_by_name(tmp_path: Path) -> None:
     _, tokeniser = pretrained(tiny_bert(tmp_path))
     with pytest.raises(ValueError, match="text 1 is empty"):
