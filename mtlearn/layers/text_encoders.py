@@ -53,6 +53,7 @@ class TokenEncoder(nn.Module):
         longest: number of positions.
         types: number of token types.
         norm_first: normalise before each part of a layer (GPT-2) in place of after it (BERT).
+        norm_embedding: normalise the sum of the embeddings, as BERT does; not where ``norm_first``.
         tied: queries and keys share one projection: equal tokens look at each other from the first step on.
         padding: number of the padding token.
         vectors: (size, width) word vectors to start from.
@@ -72,6 +73,7 @@ class TokenEncoder(nn.Module):
         longest: int = 512,
         types: int = 2,
         norm_first: bool = False,
+        norm_embedding: bool = True,
         tied: bool = False,
         padding: int = PADDING,
         vectors: Tensor | None = None,
@@ -91,7 +93,7 @@ class TokenEncoder(nn.Module):
             if vectors is not None:
                 self.token.weight.copy_(vectors)
             self.token.weight[padding].zero_()
-        self.norm = nn.Identity() if norm_first else nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width) if norm_embedding and not norm_first else nn.Identity()
         self.transformer = Transformer(width, heads, layers, hidden, norm_first=norm_first, tied=tied)
 
     def embed(self, tokens: Tensor, *, types: Tensor | None = None, positions: Tensor | None = None) -> Tensor:

@@ -112,8 +112,7 @@ def block_encoder(vectors: Tensor, heads: int, hidden: int, *, layers: int = 1, 
 
     With the norm, or a class token of full size, post-norm layers pass on a constant and hardly a word: in hundreds of steps nothing is learned.
     """
-    body = TokenEncoder(vectors.shape[0], vectors.shape[1], heads, layers, hidden, longest=longest, vectors=vectors)
-    body.norm = nn.Identity()
+    body = TokenEncoder(vectors.shape[0], vectors.shape[1], heads, layers, hidden, longest=longest, vectors=vectors, norm_embedding=False)
     with torch.no_grad():
         body.token.weight[START].zero_()
         body.position.weight[0].zero_()

@@ -5,7 +5,7 @@ Every measure is taken twice: on the pairs that were distilled on (transductive,
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from scipy.stats import spearmanr
@@ -109,45 +109,25 @@ def run(settings: TransEncoderSettings, seed: int, device: torch.device) -> Arms
     return arms
 
 
+def _models(settings: TransEncoderSettings) -> dict[str, Any]:
+    """Sizes of the models of every world."""
+    return {"scale": settings.scale, "hidden": settings.hidden, "features": settings.features}
+
+
 def concepts(settings: TransEncoderSettings, seed: int) -> Callable[[int], World]:
-    """Number of unlabelled pairs to the world of concepts; fewer pairs are the first of more."""
-    return lambda pairs: concept_world(
-        seed,
-        pairs=pairs,
-        fresh=settings.fresh,
-        noise=settings.noise,
-        dim=settings.dim,
-        scale=settings.scale,
-        hidden=settings.hidden,
-        features=settings.features,
-    )
+    """Number of unlabelled pairs to the world of concepts."""
+    words = {"noise": settings.noise, "dim": settings.dim, **_models(settings)}
+    return lambda pairs: concept_world(seed, pairs=pairs, fresh=settings.fresh, **words)
 
 
 def see_also(settings: TransEncoderSettings, seed: int) -> World:
     """The world of See Also links."""
-    return see_also_world(
-        seed,
-        pairs=settings.links,
-        fresh=settings.fresh_links,
-        dim=settings.link_dim,
-        scale=settings.scale,
-        hidden=settings.hidden,
-        features=settings.features,
-    )
+    return see_also_world(seed, pairs=settings.links, fresh=settings.fresh_links, dim=settings.link_dim, **_models(settings))
 
 
 def _published(settings: TransEncoderSettings, seed: int) -> World:
-    return published_world(
-        seed,
-        pairs=settings.pairs,
-        fresh=settings.fresh,
-        dim=settings.dim,
-        scale=settings.scale,
-        hidden=settings.hidden,
-        features=settings.features,
-        encoders=settings.encoders,
-        sources=settings.published,
-    )
+    given = {"encoders": settings.encoders, "sources": settings.published, "dim": settings.dim, **_models(settings)}
+    return published_world(seed, pairs=settings.pairs, fresh=settings.fresh, **given)
 
 
 def trainer(kind: str, loss: Loss, recipe: Recipe, seed: int, *, steps: int | None = None) -> Train:
