@@ -366,9 +366,9 @@ def saving(candidates: int = 200) -> dict[str, float]:
     return {"saving": teacher / pair}
 
 
-_FEW = Recipe(teacher_epochs=2, steps=40, look=20)
+_FEW = Recipe(teacher_epochs=1, steps=12, look=6, batch=32)
 SCALES: Mapping[str, DSESettings] = {
-    "quick": DSESettings(seeds=1, recipe=_FEW, labelled=400, unlabelled=400, test=300, folds=2, names_dim=16),
+    "quick": DSESettings(seeds=1, recipe=_FEW, labelled=200, unlabelled=200, test=200, folds=2, names_dim=16),
     "laptop": DSESettings(seeds=5),
     "paper": DSESettings(
         seeds=5, recipe=Recipe(teacher_epochs=12, steps=3000, rate=1e-4, teacher_rate=1e-3, hidden=512), published=True, encoder="wordllama"
