@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 from sklearn.datasets import load_digits
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from mtlearn.datasets.cranfield import read_cranfield
 from mtlearn.datasets.documentation import Page, documentation
+from mtlearn.datasets.tfidf import TfIdf
 from mtlearn.lab.seeds import stream
 from mtlearn.layers.tokens import words
 
@@ -129,11 +129,7 @@ def cranfield_world(seed: int, *, tests: int = 100, items: int | None = None) ->
 
 def tfidf(queries: Sequence[str], items: Sequence[str]) -> Tensor:
     """Cosine (queries, items) of TF-IDF vectors, whose document frequencies are those of the items; float32."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(sublinear_tf=True)
-    table = vectorizer.fit_transform(items)
-    return torch.from_numpy((vectorizer.transform(queries) @ table.T).toarray().astype(np.float32))
+    return TfIdf(items).scores(queries).float()
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 
 from mtlearn.datasets.concepts import ConceptPairs, Lexicon, concept_pairs, noisy_vectors
 from mtlearn.datasets.documentation import Page, documentation, split
 from mtlearn.datasets.sentence_pairs import ScoredPair, read_pairs
+from mtlearn.datasets.tfidf import TfIdf
 from mtlearn.datasets.word_vectors import word_vectors
 from mtlearn.lab.seeds import stream
 from mtlearn.layers.attention import Transformer
@@ -173,8 +173,8 @@ def entries() -> tuple[Entry, ...]:
 def neighbours() -> Tensor:
     """For each entry the one whose summary is nearest by TF-IDF among those of its library, (n,)."""
     kept = entries()
-    table = TfidfVectorizer(sublinear_tf=True).fit_transform([entry.summary for entry in kept])
-    near = torch.from_numpy((table @ table.T).toarray()).float()
+    summaries = [entry.summary for entry in kept]
+    near = TfIdf(summaries).scores(summaries).float()
     number = {name: i for i, name in enumerate(sorted({entry.page.library for entry in kept}))}
     library = torch.tensor([number[entry.page.library] for entry in kept])
     near[library[:, None] != library] = -1

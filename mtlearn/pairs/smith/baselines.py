@@ -5,12 +5,12 @@ All but TF-IDF are Siamese: a document becomes a vector of length 1, ``z = 6 cos
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from mtlearn.datasets.tfidf import TfIdf
 from mtlearn.layers.decomposable_attention import MeanOfWords, word_embedding
 from mtlearn.layers.text_encoders import TokenEncoder
 from mtlearn.layers.tokens import PADDING, joined
@@ -162,8 +162,4 @@ class HierarchicalRNN(Siamese):
 
 def tfidf_cosines(known: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Tensor:
     """Cosine (n,) of the TF-IDF vectors (sublinear counts, English stop words left out) of two texts each; frequencies from ``known`` texts."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english").fit(known)
-    one, two = vectorizer.transform(first), vectorizer.transform(second)
-    return torch.from_numpy(np.asarray(one.multiply(two).sum(1)).ravel()).float()
+    return TfIdf(known, stop_words=True).pairs(first, second).float()

@@ -18,6 +18,7 @@ from torch import Tensor
 from mtlearn.datasets.cranfield import read_cranfield
 from mtlearn.datasets.documentation import documentation
 from mtlearn.datasets.texts import plain, reference_topics
+from mtlearn.datasets.tfidf import TfIdf
 from mtlearn.layers.tokens import words
 from mtlearn.pairs.smith.blocks import sentences
 
@@ -108,10 +109,8 @@ def question_documents(least: int = 4) -> tuple[Halves, ...]:
 
 def nearest_of_source(documents: Sequence[Halves]) -> Tensor:
     """For each document the most alike of the same source by TF-IDF, (n,) int64; itself where it is the only one."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    x = TfidfVectorizer(sublinear_tf=True, stop_words="english").fit_transform([f"{d.first} {d.second}" for d in documents])
-    like = torch.from_numpy((x @ x.T).toarray())
+    texts = [f"{d.first} {d.second}" for d in documents]
+    like = TfIdf(texts, stop_words=True).scores(texts)
     _, source = torch.unique(torch.tensor([hash_of(d.source) for d in documents]), return_inverse=True)
     like.masked_fill_(source[:, None] != source, -1.0)
     like.fill_diagonal_(-0.5)  # before those of another source, after all others

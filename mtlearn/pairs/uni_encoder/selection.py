@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 from torch.optim import AdamW
 
 from mtlearn.datasets.cranfield import read_cranfield
 from mtlearn.datasets.documentation import LIBRARIES, documentation, split
+from mtlearn.datasets.tfidf import TfIdf
 from mtlearn.datasets.word_vectors import word_vectors
 from mtlearn.lab.checkpoints import Checkpoint
 from mtlearn.lab.experiment import Arms
@@ -29,20 +28,15 @@ from mtlearn.pairs.uni_encoder.method import UniEncoder, each_alone, hide, in_ba
 from mtlearn.pairs.uni_encoder.texts import wrapped
 
 
-class Index:
-    """TF-IDF over texts: what it finds nearest to others. English stop words are left out, term frequency counts as 1 + log tf.
+class Index(TfIdf):
+    """TF-IDF over texts, English stop words left out: what it finds nearest to others.
 
     Args:
         texts: n texts.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._vectorizer = TfidfVectorizer(stop_words="english", sublinear_tf=True)
-        self._table = self._vectorizer.fit_transform(texts)
-
-    def scores(self, queries: Sequence[str]) -> Tensor:
-        """Cosine (q, n) of each query with each text."""
-        return torch.from_numpy(np.asarray((self._vectorizer.transform(queries) @ self._table.T).todense()))
+        super().__init__(texts, stop_words=True)
 
     def nearest(self, queries: Sequence[str], count: int, *, right: Tensor | None = None) -> Tensor:
         """Numbers (q, count) of the nearest texts; where ``right`` (q,) is given it comes first and is not found again.
