@@ -155,18 +155,18 @@ class PairHead(nn.Module):
         """What can be computed of vectors (M, width) before a query comes: W_v v + b, and the weights in the layout that a query needs."""
         if self.kind == "dot":
             return Cache(candidates, candidates.new_zeros(len(candidates), 0))
-        *_, part_v, _, _ = self._parts()
+        _, part_v, _, _ = self._parts()
         return Cache(candidates, F.linear(candidates, part_v, self.first.bias))
 
     def _parts(self) -> tuple[Tensor, ...]:
-        """W_u, W_v, W_p, W_d (hidden, width) each, after a placeholder."""
-        return (self.first.weight, *self.first.weight.split(self.width, 1))  # type: ignore[no-untyped-call]
+        """W_u, W_v, W_p, W_d, (hidden, width) each."""
+        return torch.split(self.first.weight, self.width, 1)
 
     def rank(self, queries: Tensor, cache: "Cache") -> Tensor:
         """Logits (Q, M), or (Q, M, outputs), of every query vector (Q, width) with every cached candidate; equal to :meth:`forward` on all pairs."""
         if self.kind == "dot":
             return queries @ cache.vectors.T
-        _, part_u, _, part_p, part_d = self._parts()
+        part_u, _, part_p, part_d = self._parts()
         v, own = cache.vectors, cache.projected
         rows = max(1, CHUNK // max(v.numel(), own.numel(), 1))
         found = []

@@ -3,6 +3,7 @@
 All but TF-IDF are Siamese: a document becomes a vector of length 1, ``z = 6 cos + bias``. Documents are blocks (B, n, s), as for SMITH.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,7 @@ from mtlearn.layers.tokens import PADDING, joined
 from mtlearn.pairs.smith.method import Head
 
 
-class Siamese(nn.Module):
+class Siamese(nn.Module, ABC):
     """A score from ``embed``.
 
     Args:
@@ -29,9 +30,9 @@ class Siamese(nn.Module):
         super().__init__()
         self.scale, self.bias = scale, nn.Parameter(torch.tensor(bias))
 
+    @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
         """Documents (B, n, s) to vectors (B, features) of length 1."""
-        raise NotImplementedError
 
     def score(self, first: Tensor, second: Tensor) -> Tensor:
         """Scores z (B,) of vectors."""
