@@ -46,7 +46,8 @@ def test_conda_and_pip_have_one_list_of_pins() -> None:
     listed = pins([line for line in by_pip if "==" in line])
     assert listed.items() <= CONSTRAINTS.items()
     wanted = {
-        name_of(r) for r in (*PROJECT["dependencies"], *(r for extra in ("dask", "hf", "test") for r in PROJECT["optional-dependencies"][extra]))
+        name_of(r)
+        for r in (*PROJECT["dependencies"], *(r for extra in ("dask", "hf", "words", "test") for r in PROJECT["optional-dependencies"][extra]))
     }
     assert set(listed) == wanted - {"mtlearn"}
     assert set(CARD) <= set(listed)
