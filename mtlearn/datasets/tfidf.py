@@ -1,7 +1,9 @@
 """Texts compared by the words that they share, rare ones counting more: the cheap retriever that every new one must be measured beside.
 
-index = TfIdf(texts)
-index.scores(["qr factorization"])        # (1, n) cosines with all texts
+    index = TfIdf(texts)
+    index.scores(["qr factorization"])        # (1, n) cosines with all texts
+
+The vectors are scikit-learn's.
 """
 
 from collections.abc import Sequence

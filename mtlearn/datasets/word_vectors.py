@@ -12,6 +12,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
+from mtlearn.layers.tokens import check_range
+
 
 def word_vectors(tokens: Tensor, size: int, dim: int, *, window: int = 5, special: int = 1, power: float = 0.5) -> Tensor:
     """Vectors (size, dim) whose mean square over all words seen is 1; 0 for special tokens and words that stand alone.
@@ -29,8 +31,7 @@ def word_vectors(tokens: Tensor, size: int, dim: int, *, window: int = 5, specia
     """
     if not 1 <= dim < size or window < 1 or special < 1:
         raise ValueError(f"dim must be in 1..size - 1, window and special at least 1, got dim={dim}, size={size}, window={window}, special={special}")
-    if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < size):
-        raise ValueError(f"tokens must be between 0 and {size - 1}, got {int(tokens.min())} to {int(tokens.max())}")
+    check_range("tokens", tokens, size)
     rows, columns = [], []
     for step in range(1, min(window, tokens.shape[1] - 1) + 1):
         left, right = tokens[:, :-step], tokens[:, step:]

@@ -1,6 +1,8 @@
 """Measures of a ranking by their usual definitions: those of trec_eval, by the library pytrec_eval.
 
-ranking_measures(scores, relevance, ("ndcg_cut_10", "recip_rank"))      # {"ndcg_cut_10": 0.71, "recip_rank": 0.66}
+    ranking_measures(scores, relevance, ("ndcg_cut_10", "recip_rank"))      # {"ndcg_cut_10": 0.71, "recip_rank": 0.66}
+
+Rows are queries, columns documents.
 """
 
 from collections.abc import Sequence
@@ -45,9 +47,5 @@ def ranking_by_query(scores: Tensor, relevance: Tensor, measures: Sequence[str])
         run[f"q{i}"] = dict(zip(names, scores[i].double().tolist(), strict=True))
         row = relevance[i]
         judged[f"q{i}"] = {names[j]: int(row[j]) for j in torch.nonzero(row > 0)[:, 0].tolist()}
-    wanted = {
-        f"{base}.{','.join(m.rpartition('_')[2] for m in measures if m.rpartition('_')[0] == base)}" if base not in measures else base
-        for base in bases
-    }
-    found = pytrec_eval.RelevanceEvaluator(judged, wanted).evaluate(run)
+    found = pytrec_eval.RelevanceEvaluator(judged, measures).evaluate(run)
     return {measure: torch.from_numpy(np.array([found[query][measure] for query in run])) for measure in measures}

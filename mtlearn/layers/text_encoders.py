@@ -12,14 +12,14 @@ Every state, vector and score is independent of padding and of what else is in t
 """
 
 import math
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlearn.layers.attention import Transformer
-from mtlearn.layers.tokens import PADDING, joined
+from mtlearn.layers.tokens import PADDING, check_range, joined
 
 Pooling = Literal["mean", "first"]
 
@@ -104,17 +104,17 @@ class TokenEncoder(nn.Module):
         """
         if tokens.dim() != 2 or tokens.shape[1] == 0:
             raise ValueError(f"tokens must be (n, length) with a length of at least 1, got {tuple(tokens.shape)}")
-        _check_range("tokens", tokens, self.token.num_embeddings)
+        check_range("tokens", tokens, self.token.num_embeddings)
         if positions is None:
             if tokens.shape[1] > self.longest:
                 over = tokens.shape[1] - self.longest
                 raise ValueError(f"the input has {tokens.shape[1]} tokens, {over} more than the {self.longest} positions")
             places = self.position.weight[: tokens.shape[1]]
         else:
-            _check_range("positions", positions, self.longest)
+            check_range("positions", positions, self.longest)
             places = self.position(positions)
         if types is not None:
-            _check_range("types", types, self.segment.num_embeddings)
+            check_range("types", types, self.segment.num_embeddings)
         segment = self.segment.weight[0] if types is None else self.segment(types)
         return cast(Tensor, self.norm(self.token(tokens) + places + segment))
 
@@ -137,11 +137,6 @@ class TokenEncoder(nn.Module):
         return self.states(tokens, types=types, positions=positions, mask=mask)[-1]
 
 
-def _check_range(name: str, numbers: Tensor, size: int) -> None:
-    if numbers.numel() and not (int(numbers.min()) >= 0 and int(numbers.max()) < size):
-        raise ValueError(f"{name} must be between 0 and {size - 1}, got {int(numbers.min())} to {int(numbers.max())}")
-
-
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     """Mean of (..., length, width) over the tokens where ``mask`` (..., length) is true; 0 where there are none."""
     weight = mask[..., None].to(states.dtype)
@@ -154,11 +149,13 @@ def pool(states: Tensor, mask: Tensor, pooling: Pooling = "mean") -> Tensor:
     Raises:
         ValueError: an unknown pooling.
     """
-    if pooling == "mean":
-        return masked_mean(states, mask)
-    if pooling == "first":
-        return states[..., 0, :]
-    raise ValueError(f"pooling must be 'mean' or 'first', got {pooling!r}")
+    _check_pooling(pooling)
+    return masked_mean(states, mask) if pooling == "mean" else states[..., 0, :]
+
+
+def _check_pooling(pooling: str) -> None:
+    if pooling not in get_args(Pooling):
+        raise ValueError(f"pooling must be 'mean' or 'first', got {pooling!r}")
 
 
 class BiEncoder(nn.Module):
@@ -171,7 +168,7 @@ class BiEncoder(nn.Module):
 
     def __init__(self, body: Body, pooling: Pooling = "mean") -> None:
         super().__init__()
-        pool(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool), pooling)
+        _check_pooling(pooling)
         self.body, self.pooling = body, pooling
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -196,7 +193,7 @@ class CrossEncoder(nn.Module):
         super().__init__()
         if outputs < 1:
             raise ValueError(f"outputs must be at least 1, got {outputs}")
-        pool(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool), pooling)
+        _check_pooling(pooling)
         self.body, self.pooling = body, pooling
         self.head = nn.Linear(body.width, outputs)
 
@@ -253,7 +250,7 @@ class PolyEncoder(nn.Module):
         super().__init__()
         if codes < 1:
             raise ValueError(f"codes must be at least 1, got {codes}")
-        pool(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool), pooling)
+        _check_pooling(pooling)
         self.body, self.pooling = body, pooling
         self.codes = nn.Parameter(torch.randn(codes, body.width) * body.width**-0.5)
 

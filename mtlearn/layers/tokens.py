@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 PADDING = 0
+UNSEEN = -100  # the label of a word that is not to be predicted, as in torch's cross-entropy
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORD = re.compile(r"[a-z][a-z0-9]+")
 
@@ -147,6 +148,31 @@ def padded(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
     """Rows of numbers as one tensor (n, longest) int64, filled up with ``padding``; at least one column."""
     length = max((len(row) for row in rows), default=0) or 1
     return torch.tensor([[*row, *[padding] * (length - len(row))] for row in rows], dtype=torch.int64).view(len(rows), length)
+
+
+def check_range(name: str, numbers: Tensor, size: int) -> None:
+    """Raises ValueError, with ``name``, where a number (any shape) is not one of 0 to ``size`` - 1."""
+    if numbers.numel():
+        low, high = (int(end) for end in numbers.aminmax())
+        if low < 0 or high >= size:
+            raise ValueError(f"{name} must be between 0 and {size - 1}, got {low} to {high}")
+
+
+def replace_words(tokens: Tensor, chosen: Tensor, *, fate: Tensor, other: Tensor, mask: int) -> tuple[Tensor, Tensor]:
+    """BERT's masked words (Devlin et al. 2019): of those chosen 80 % become ``mask``, 10 % another word, 10 % stay.
+
+    Args:
+        tokens: of any shape.
+        chosen: bool of that shape, the words to be predicted.
+        fate: of that shape, uniform on [0, 1): which of the three.
+        other: of that shape, random words.
+        mask: number of the token that hides.
+
+    Returns:
+        the tokens shown, and the labels: the word where one was chosen, :data:`UNSEEN` elsewhere.
+    """
+    shown = torch.where(fate < 0.8, mask, torch.where(fate < 0.9, other, tokens))
+    return torch.where(chosen, shown, tokens), torch.where(chosen, tokens, UNSEEN)
 
 
 def joined(parts: Sequence[Tensor], padding: int = PADDING) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtlearn.layers.tokens import SPECIAL, Vocabulary, joined, words
+from mtlearn.layers.tokens import SPECIAL, UNSEEN, Vocabulary, check_range, joined, replace_words, words
 
 TEXTS = ["The QR factorization, the matrix", "a matrix 3x3 of the"]
 
@@ -64,3 +64,18 @@ def test_joined_texts_have_their_padding_at_the_end() -> None:
     assert tokens.tolist() == [[4, 5]] and part.tolist() == [[0, 0]]
     tokens, part = joined([torch.zeros(1, 2, dtype=torch.int64)])
     assert tokens.tolist() == [[0]] and part.tolist() == [[-1]]
+
+
+def test_of_the_words_chosen_most_are_hidden() -> None:
+    tokens, other = torch.tensor([5, 6, 7, 8]), torch.tensor([9, 9, 9, 9])
+    chosen = torch.tensor([True, True, True, False])
+    shown, wanted = replace_words(tokens, chosen, fate=torch.tensor([0.79, 0.8, 0.9, 0.0]), other=other, mask=4)
+    assert shown.tolist() == [4, 9, 7, 8] and wanted.tolist() == [5, 6, 7, UNSEEN]
+
+
+def test_numbers_out_of_range_are_named() -> None:
+    check_range("tokens", torch.tensor([0, 4]), 5)
+    check_range("tokens", torch.zeros(0, dtype=torch.int64), 5)
+    for bad in ([-1, 2], [0, 5]):
+        with pytest.raises(ValueError, match=f"places must be between 0 and 4, got {bad[0]} to {bad[1]}"):
+            check_range("places", torch.tensor([bad]), 5)

@@ -29,6 +29,7 @@ from mtlearn.pairs.dse.method import (
     rescaled,
 )
 from mtlearn.pairs.dse.worlds import LEXICON, WordBody
+from mtlearn.pairs.labelled import Labelled
 
 SENTENCES = torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0], [2, 8, 9, 4]])
 OTHERS = torch.tensor([[2, 9, 3, 0], [2, 5, 5, 3], [2, 6, 3, 0]])
@@ -225,12 +226,12 @@ def test_labels_are_flipped_in_training_alone_and_to_another_class() -> None:
         settings = DSESettings(seeds=1, labelled=600, unlabelled=5, test=300)
         noisy, right = concepts(settings, 0, task=task), concepts(settings, 0, task=task, flips=0.0)  # type: ignore[arg-type]
         assert torch.equal(noisy.train.first, right.train.first)
-        assert 0.1 < (noisy.train.label != right.train.label).double().mean() < 0.2
-        assert torch.equal(noisy.test.label, right.test.label)
+        assert 0.1 < (noisy.train.labels != right.train.labels).double().mean() < 0.2
+        assert torch.equal(noisy.test.labels, right.test.labels)
     shared = (LEXICON.concept(right.test.first)[:, :, None] == LEXICON.concept(right.test.second)[:, None]).any(2).sum(1)
-    assert torch.equal(right.test.label, shared // 2)
+    assert torch.equal(right.test.labels, shared // 2)
     graded = concepts(DSESettings(seeds=1, labelled=600, unlabelled=5, test=300), 0, task="regression")
-    assert graded.test.label.unique().tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert graded.test.labels.unique().tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
 
 
 def test_the_word_body_reads_no_order() -> None:
@@ -244,9 +245,9 @@ def test_the_word_body_reads_no_order() -> None:
 
 def test_names_and_summaries_are_split_by_function() -> None:
     world = worlds.names_world(0, dim=8)
-    assert world.train.label.double().mean() == world.test.label.double().mean() == 0.5
+    assert world.train.labels.double().mean() == world.test.labels.double().mean() == 0.5
     here, there = (
-        {(*a, *b) for a, b, label in zip(part.first.tolist(), part.second.tolist(), part.label, strict=True) if label}
+        {(*a, *b) for a, b, label in zip(part.first.tolist(), part.second.tolist(), part.labels, strict=True) if label}
         for part in (world.train, world.test)
     )
     assert len(here & there) <= 0.01 * len(there)  # functions of several classes that are worded alike but for unknown words
@@ -284,7 +285,7 @@ def test_paper_scale_for_a_few_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_dropout_of_a_pretrained_model_is_off_when_it_is_judged(tmp_path: Path) -> None:
     body, tokeniser = pretrained(tiny_bert(tmp_path))
     model = nn.Module.train(DSE(SentenceEmbedder(body, top=1), hidden=4))
-    pairs = worlds.Labelled(tokeniser(["a matrix"] * 3, 8), tokeniser(["a graph"] * 3, 8), torch.zeros(3))
+    pairs = Labelled(tokeniser(["a matrix"] * 3, 8), tokeniser(["a graph"] * 3, 8), torch.zeros(3))
     found = experiment.predict(model, pairs)
     assert model.training and torch.equal(found[0], found[1])
 

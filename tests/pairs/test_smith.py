@@ -17,11 +17,11 @@ from mtlearn.datasets.texts import reference_topics
 from mtlearn.lab.seeds import seeded, stream
 from mtlearn.layers.pretrained import PretrainedBody, PretrainedTokeniser
 from mtlearn.layers.text_encoders import TokenEncoder
-from mtlearn.layers.tokens import Vocabulary
+from mtlearn.layers.tokens import UNSEEN, Vocabulary
 from mtlearn.pairs.smith import documents as texts_of
 from mtlearn.pairs.smith import explorer as touch
 from mtlearn.pairs.smith.baselines import FlatEncoder, HierarchicalRNN, Siamese, WordMean, flat, tfidf_cosines
-from mtlearn.pairs.smith.blocks import NOTHING, Marks, fill, marks_of, mask_words, sentences, text_blocks
+from mtlearn.pairs.smith.blocks import Marks, fill, marks_of, mask_words, sentences, text_blocks
 from mtlearn.pairs.smith.experiment import EXPERIMENT, SCALES, Text, best_threshold, quality, text_arms
 from mtlearn.pairs.smith.method import (
     SMITH,
@@ -114,7 +114,7 @@ def test_long_texts_are_cut_only_where_asked() -> None:
 def test_masked_words_follow_bert() -> None:
     tokens = torch.cat([documents(200, 4), torch.zeros(200, 1, S, dtype=torch.int64)], 1)
     masked, wanted = mask_words(tokens, MARKS, share=0.5, most=2, generator=stream(0, "mask"))
-    drawn = wanted != NOTHING
+    drawn = wanted != UNSEEN
     assert (drawn[:, :4].sum(-1) == 2).all()
     assert not drawn[:, 4].any()
     assert not drawn[..., 0].any()
@@ -123,7 +123,7 @@ def test_masked_words_follow_bert() -> None:
     assert (masked[drawn] == 4).float().mean().item() == pytest.approx(0.8, abs=0.05)
     assert (masked[drawn] == tokens[drawn]).float().mean().item() == pytest.approx(0.1 + 0.1 / 35, abs=0.04)
     few = mask_words(tokens, MARKS, share=0.01, generator=stream(0, "mask"))[1]
-    assert ((few != NOTHING).sum(-1)[:, :4] == 1).all()
+    assert ((few != UNSEEN).sum(-1)[:, :4] == 1).all()
     with pytest.raises(ValueError, match="share must be in"):
         mask_words(tokens, MARKS, share=0, generator=stream(0, "mask"))
 
@@ -355,7 +355,7 @@ def test_word_loss_is_the_mean_of_the_blocks_means() -> None:
     masked, wanted = mask_words(tokens, MARKS, share=0.5, generator=stream(3, "words"))
     states, real = smith.states(masked)
     logits = pretraining.word(states) @ word_table(smith.body).T + pretraining.word_bias
-    per_block = [F.cross_entropy(row, want, ignore_index=NOTHING) for row, want in zip(logits, wanted[real], strict=True)]
+    per_block = [F.cross_entropy(row, want, ignore_index=UNSEEN) for row, want in zip(logits, wanted[real], strict=True)]
     got, _ = pretraining(tokens, generator=stream(3, "words"))
     torch.testing.assert_close(got, torch.stack(per_block).mean(), rtol=1e-4, atol=0)
 

@@ -18,6 +18,7 @@ from mtlearn.lab.seeds import seeded, stream
 from mtlearn.layers.decomposable_attention import DecomposableAttention, MeanOfWords
 from mtlearn.layers.pretrained import pretrained
 from mtlearn.layers.text_encoders import BiEncoder, JointEncoder, TokenEncoder
+from mtlearn.pairs.labelled import Labelled
 from mtlearn.pairs.trans_encoder import experiment, worlds
 from mtlearn.pairs.trans_encoder.experiment import EXPERIMENT, Recipe, TransEncoderSettings, scores, trainer
 from mtlearn.pairs.trans_encoder.method import (
@@ -32,7 +33,7 @@ from mtlearn.pairs.trans_encoder.method import (
     cross_to_bi_loss,
     distil,
 )
-from mtlearn.pairs.trans_encoder.worlds import Pairs, body_family, word_family
+from mtlearn.pairs.trans_encoder.worlds import body_family, word_family
 
 LEXICON = Lexicon(12, 2)
 PAIRS = concept_pairs(40, LEXICON, words=4, most_shared=4, generator=stream(0))
@@ -260,7 +261,7 @@ def test_quick_experiment() -> None:
 
 def test_scores_of_several_models_count_alike() -> None:
     one, two = family(0).bi(), family(1).bi()
-    pairs = Pairs(FIRST, SECOND, PAIRS.likeness)
+    pairs = Labelled(FIRST, SECOND, PAIRS.likeness)
     both = scores([one, two], pairs)
     torch.testing.assert_close(both, (scores([one], pairs) + scores([two], pairs)) / 2)
     assert spearmanr(scores([one], pairs), bi_labels(one, FIRST, SECOND)).statistic == pytest.approx(1)

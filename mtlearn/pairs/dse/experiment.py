@@ -23,7 +23,8 @@ from mtlearn.layers.cost import count_flops
 from mtlearn.layers.decomposable_attention import MeanOfWords
 from mtlearn.layers.text_encoders import JointEncoder, TokenEncoder
 from mtlearn.pairs.dse.method import DSE, Head, Pooler, SentenceEmbedder, StoredLogits, Task, binary_target, dse_loss, rescaled
-from mtlearn.pairs.dse.worlds import LEXICON, MOST_SHARED, WORDS, Labelled, World, concept_world, names_world, pretrained_words, published_world
+from mtlearn.pairs.dse.worlds import LEXICON, MOST_SHARED, WORDS, World, concept_world, names_world, pretrained_words, published_world
+from mtlearn.pairs.labelled import Labelled
 
 GROUPS = 4  # of concepts, for the transfer task
 
@@ -123,7 +124,7 @@ def train_teacher(world: World, recipe: Recipe, seed: int, rows: Tensor | None =
     epoch = max(1, len(learned) // recipe.batch)
     return _trained(
         model,
-        lambda batch: task_loss(model(batch.first, batch.second), batch.label, world.task),
+        lambda batch: task_loss(model(batch.first, batch.second), batch.labels, world.task),
         learned,
         lambda: -_held(model, judge, world.task),
         steps=recipe.teacher_epochs * epoch,
@@ -140,7 +141,7 @@ def task_loss(logits: Tensor, label: Tensor, task: Task) -> Tensor:
 
 
 def _held(model: nn.Module, pairs: Labelled, task: Task) -> float:
-    return float(task_loss(predict(model, pairs), pairs.label, task))
+    return float(task_loss(predict(model, pairs), pairs.labels, task))
 
 
 def targets(model: nn.Module, pairs: Labelled, task: Task) -> Tensor:
@@ -181,15 +182,15 @@ def train_student(
     numbered = Labelled(learned.first, learned.second, torch.arange(len(learned), device=learned.first.device))
 
     def loss(batch: Labelled) -> Tensor:
-        rows = batch.label
+        rows = batch.labels
         own = None if teacher is None else teacher[rows]
-        return dse_loss(student(batch.first, batch.second), learned.label[rows], own, alpha=alpha, task=world.task)
+        return dse_loss(student(batch.first, batch.second), learned.labels[rows], own, alpha=alpha, task=world.task)
 
     _trained(
         student,
         loss,
         numbered,
-        lambda: score(predict(student, world.development), world.development.label, world.task),
+        lambda: score(predict(student, world.development), world.development.labels, world.task),
         steps=recipe.steps,
         look=recipe.look,
         batch=recipe.batch,
@@ -252,7 +253,7 @@ def core(world: World, recipe: Recipe, seed: int) -> Arms:
         "labels only": train_student(world, recipe, seed, 0.0),
         "teacher only": train_student(world, recipe, seed, 1.0, stored),
     }
-    return {arm: {metric_of(world.task): score(predict(model, world.test), world.test.label, world.task)} for arm, model in models.items()}
+    return {arm: {metric_of(world.task): score(predict(model, world.test), world.test.labels, world.task)} for arm, model in models.items()}
 
 
 def flipped(world: World, settings: DSESettings, seed: int) -> tuple[Arms, dict[str, DSE]]:
@@ -262,7 +263,7 @@ def flipped(world: World, settings: DSESettings, seed: int) -> tuple[Arms, dict[
     stored = StoredLogits.of(targets(teacher, train, "binary"), train.first, train.second)
     fair = StoredLogits.of(out_of_fold(world, recipe, seed, settings.folds), train.first, train.second)
     pairs, logits = with_more(world, teacher)
-    right = Labelled(train.first, train.second, concepts(settings, seed, flips=0.0).train.label.to(train.label.device))
+    right = Labelled(train.first, train.second, concepts(settings, seed, flips=0.0).train.labels.to(train.labels.device))
     students = {
         "labels only": train_student(world, recipe, seed, 0.0),
         "half and half": train_student(world, recipe, seed, 0.5, stored),
@@ -276,10 +277,10 @@ def flipped(world: World, settings: DSESettings, seed: int) -> tuple[Arms, dict[
         "teacher only, maximum": train_student(world, recipe, seed, 1.0, stored, pooler="max"),
     }
     said = targets(teacher, world.test, "binary")
-    arms: Arms = {"teacher": {"accuracy": score(said, world.test.label, "binary")}}
+    arms: Arms = {"teacher": {"accuracy": score(said, world.test.labels, "binary")}}
     for arm, student in students.items():
         found = predict(student, world.test)
-        arms[arm] = {"accuracy": score(found, world.test.label, "binary"), "follows": float(spearmanr(found.cpu(), said.cpu()).statistic)}
+        arms[arm] = {"accuracy": score(found, world.test.labels, "binary"), "follows": float(spearmanr(found.cpu(), said.cpu()).statistic)}
     arms["mean of words"] = {"accuracy": cosine_accuracy(world, settings, seed)}
     kept = ("labels only", "teacher only", "teacher only, more pairs")
     return arms, {arm: students[arm] for arm in kept}
@@ -287,7 +288,7 @@ def flipped(world: World, settings: DSESettings, seed: int) -> tuple[Arms, dict[
 
 def with_more(world: World, teacher: nn.Module, spread: float | None = None) -> tuple[Labelled, StoredLogits]:
     """Training and unlabelled pairs with the teacher's logits, brought to a standard deviation of ``spread`` where that is given."""
-    both = Labelled(*(torch.cat([getattr(world.train, name), getattr(world.unlabelled, name)]) for name in ("first", "second", "label")))
+    both = Labelled(*(torch.cat([getattr(world.train, name), getattr(world.unlabelled, name)]) for name in ("first", "second", "labels")))
     logits = targets(teacher, both, world.task)
     return both, StoredLogits.of(logits if spread is None else rescaled(logits, spread), both.first, both.second)
 
@@ -316,14 +317,14 @@ def clean(world: World, settings: DSESettings, seed: int) -> dict[str, float]:
         "teacher only, more pairs": train_student(world, recipe, seed, 1.0, raw_more, pairs=more),
         "teacher only, more pairs, rescaled": train_student(world, recipe, seed, 1.0, scaled_more, pairs=more),
     }
-    found = {"teacher": score(targets(teacher, world.test, "binary"), world.test.label, "binary")}
-    return found | {arm: score(predict(student, world.test), world.test.label, "binary") for arm, student in students.items()}
+    found = {"teacher": score(targets(teacher, world.test, "binary"), world.test.labels, "binary")}
+    return found | {arm: score(predict(student, world.test), world.test.labels, "binary") for arm, student in students.items()}
 
 
 def word_means(settings: DSESettings, seed: int) -> Callable[[Tensor], Tensor]:
     """The pretrained words alone: their mean is the sentence's vector."""
-    vectors = pretrained_words(seed, dim=settings.dim, noise=settings.noise)
-    return lambda tokens: MeanOfWords(vectors).to(tokens.device).embed(tokens).detach()
+    encoder = MeanOfWords(pretrained_words(seed, dim=settings.dim, noise=settings.noise))
+    return lambda tokens: encoder.to(tokens.device).embed(tokens).detach()
 
 
 def cosine_accuracy(world: World, settings: DSESettings, seed: int) -> float:
@@ -335,8 +336,8 @@ def cosine_accuracy(world: World, settings: DSESettings, seed: int) -> float:
 
     judged = cosine(world.development)
     thresholds = judged.sort().values
-    right = ((judged > thresholds[:, None]).long() == world.development.label).double().mean(1)
-    return float(((cosine(world.test) > thresholds[right.argmax()]).long() == world.test.label).double().mean())
+    right = ((judged > thresholds[:, None]).long() == world.development.labels).double().mean(1)
+    return float(((cosine(world.test) > thresholds[right.argmax()]).long() == world.test.labels).double().mean())
 
 
 def transfer(embed: Callable[[Tensor], Tensor], seed: int, device: torch.device) -> float:
@@ -472,11 +473,11 @@ def train_alphas(settings: AlphaSettings, progress: str | None) -> Alphas:
         teacher = train_teacher(world, settings.experiment.recipe, settings.seed)
         stored = StoredLogits.of(targets(teacher, world.train, "binary"), world.train.first, world.train.second)
         said = targets(teacher, world.test, "binary")
-        found.teacher[i], found.teacher_accuracy[i] = said[:shown], score(said, world.test.label, "binary")
-        found.label.copy_(world.test.label[:shown])
+        found.teacher[i], found.teacher_accuracy[i] = said[:shown], score(said, world.test.labels, "binary")
+        found.label.copy_(world.test.labels[:shown])
         for j, alpha in enumerate(settings.alphas):
             logits = predict(train_student(world, settings.experiment.recipe, settings.seed, alpha, stored), world.test)
-            found.student[i, j], found.accuracy[i, j] = logits[:shown], score(logits, world.test.label, "binary")
+            found.student[i, j], found.accuracy[i, j] = logits[:shown], score(logits, world.test.labels, "binary")
     return found
 
 

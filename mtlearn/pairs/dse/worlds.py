@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from mtlearn.datasets.concepts import ConceptPairs, Lexicon, concept_pairs, noisy_vectors
-from mtlearn.datasets.documentation import Page, documentation, split
+from mtlearn.datasets.documentation import Page, documentation, labels, split
 from mtlearn.datasets.sentence_pairs import ScoredPair, read_pairs
 from mtlearn.datasets.tfidf import TfIdf
-from mtlearn.datasets.word_vectors import word_vectors
 from mtlearn.lab.seeds import stream
 from mtlearn.layers.attention import Transformer
 from mtlearn.layers.decomposable_attention import DecomposableAttention, word_embedding
-from mtlearn.layers.pretrained import pretrained, word_table
+from mtlearn.layers.pretrained import pretrained
 from mtlearn.layers.text_encoders import Body, JointEncoder
-from mtlearn.layers.tokens import PADDING, SPECIAL, Tokeniser, Vocabulary, words
+from mtlearn.layers.tokens import PADDING, Tokeniser, Vocabulary, words
 from mtlearn.pairs.dse.method import Task
+from mtlearn.pairs.labelled import Labelled
+from mtlearn.pairs.start_words import TABLE, docstring_vectors, sentence_vectors
 
 LEXICON = Lexicon(40, 3)
 MOST_SHARED, WORDS = 5, 8
@@ -52,25 +53,6 @@ class WordBody(nn.Module):
     def forward(self, tokens: Tensor, *, types: Tensor | None = None, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The last of the states."""
         return self.states(tokens, mask=mask)[-1]
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Tokens (n, length) of two sentences each, and the label (n,): 0 or 1, a class number, or a value."""
-
-    first: Tensor
-    second: Tensor
-    label: Tensor
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def __getitem__(self, rows: Tensor | slice) -> "Labelled":
-        return Labelled(self.first[rows], self.second[rows], self.label[rows])
-
-    def to(self, device: torch.device) -> "Labelled":
-        """On another device."""
-        return Labelled(self.first.to(device), self.second.to(device), self.label.to(device))
 
 
 @dataclass(frozen=True)
@@ -175,8 +157,7 @@ def neighbours() -> Tensor:
     kept = entries()
     summaries = [entry.summary for entry in kept]
     near = TfIdf(summaries).scores(summaries).float()
-    number = {name: i for i, name in enumerate(sorted({entry.page.library for entry in kept}))}
-    library = torch.tensor([number[entry.page.library] for entry in kept])
+    library, _ = labels([entry.page for entry in kept], "library")
     near[library[:, None] != library] = -1
     near.fill_diagonal_(-1)
     return near.argmax(1)
@@ -187,8 +168,7 @@ def names_world(seed: int, *, dim: int, vocabulary: int = 3000) -> World:
     kept = entries()
     known = Vocabulary.of((f"{entry.name} {entry.summary}" for entry in kept), vocabulary)
     names, summaries = known([entry.name for entry in kept], 8, truncate=True), known([entry.summary for entry in kept], LONGEST, truncate=True)
-    bodies = known([page.body() or page.summary for page in documentation().pages], 200, truncate=True)
-    vectors = 3 * nn.functional.normalize(word_vectors(bodies, len(known), dim, special=len(SPECIAL)), dim=1)
+    vectors = 3 * nn.functional.normalize(docstring_vectors(known, dim), dim=1)
     parts = split([entry.page for entry in kept], seed=seed, train=0.7, validation=0.1)
     near = neighbours()
 
@@ -219,8 +199,9 @@ def published_world(seed: int, *, encoder: str, dim: int, most: int) -> World:
     """
     scored = {part: read_pairs("msr", part) for part in ("train", "validation", "test")}
     more = [pair for source in ("sick", "sts") for pair in read_pairs(source, "train")]
+    deep = encoder not in ("", TABLE)
     tokeniser: Tokeniser
-    if encoder and encoder != "wordllama":
+    if deep:
         body, tokeniser = pretrained(encoder)
 
         def teacher() -> nn.Module:
@@ -229,13 +210,8 @@ def published_world(seed: int, *, encoder: str, dim: int, most: int) -> World:
         def student() -> Body:
             return deepcopy(body)
     else:
-        if encoder:
-            vectors, tokeniser = word_table()
-        else:
-            sentences = [text for pair in [*scored["train"], *more] for text in (pair.first, pair.second)]
-            tokeniser = Vocabulary.of(sentences, 6000)
-            made = tokeniser(sentences, LONGEST, truncate=True)
-            vectors = word_vectors(made, len(tokeniser), dim, special=len(SPECIAL))
+        sentences = [text for pair in [*scored["train"], *more] for text in (pair.first, pair.second)]
+        vectors, tokeniser = sentence_vectors(encoder, sentences, size=6000, dim=dim, longest=LONGEST)
         vectors = 3 * nn.functional.normalize(vectors, dim=1)
 
         def teacher() -> nn.Module:
@@ -253,6 +229,6 @@ def published_world(seed: int, *, encoder: str, dim: int, most: int) -> World:
 
     named = {name: part(pairs, name) for name, pairs in scored.items()}
     layers = len(student().states(named["test"].first[:1]))
-    top = min(4, layers - 1) if encoder not in ("", "wordllama") else 2
+    top = min(4, layers - 1) if deep else 2
     parts = named["train"], named["validation"], named["test"], part(more, "unlabelled")
-    return World(*parts, "binary", teacher, student, top, encoder not in ("", "wordllama"))
+    return World(*parts, "binary", teacher, student, top, deep)

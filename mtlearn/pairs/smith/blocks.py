@@ -16,12 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mtlearn.layers.tokens import Tokeniser, padded, words
+from mtlearn.layers.tokens import Tokeniser, padded, replace_words, words
 
 EDGES = 3  # [CLS] at the beginning of a block, [SEP] [SEP] at its end
 _END = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 _LONG = 10**9  # tokens of a sentence, before blocks are filled
-NOTHING = -100  # the label of a word that is not to be predicted, as in torch's cross-entropy
 
 
 @dataclass(frozen=True)
@@ -187,5 +186,4 @@ def mask_words(tokens: Tensor, marks: Marks, *, share: float = 0.15, most: int =
     drawn = ordinary_word & (rank < count)
     ordinary = torch.tensor([i for i in range(marks.size) if i not in set(marks.special)])
     other = ordinary[torch.randint(len(ordinary), tokens.shape, generator=generator)].to(tokens.device)
-    put = torch.where(fate < 0.8, torch.full_like(tokens, marks.mask), torch.where(fate < 0.9, other, tokens))
-    return torch.where(drawn, put, tokens), torch.where(drawn, tokens, NOTHING)
+    return replace_words(tokens, drawn, fate=fate, other=other, mask=marks.mask)

@@ -111,15 +111,11 @@ def nearest_of_source(documents: Sequence[Halves]) -> Tensor:
     """For each document the most alike of the same source by TF-IDF, (n,) int64; itself where it is the only one."""
     texts = [f"{d.first} {d.second}" for d in documents]
     like = TfIdf(texts, stop_words=True).scores(texts)
-    _, source = torch.unique(torch.tensor([hash_of(d.source) for d in documents]), return_inverse=True)
+    number = {name: i for i, name in enumerate(dict.fromkeys(d.source for d in documents))}
+    source = torch.tensor([number[d.source] for d in documents])
     like.masked_fill_(source[:, None] != source, -1.0)
     like.fill_diagonal_(-0.5)  # before those of another source, after all others
     return like.argmax(1)
-
-
-def hash_of(source: str) -> int:
-    """A number for a name, the same every time."""
-    return int.from_bytes(source.encode(), "big") % (2**61 - 1)
 
 
 def halved_pairs(documents: Sequence[Halves]) -> TextPairs:

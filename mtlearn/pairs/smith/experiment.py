@@ -20,11 +20,12 @@ from mtlearn.lab.seeds import seeded, stream
 from mtlearn.layers.pretrained import pretrained
 from mtlearn.layers.text_encoders import Body, TokenEncoder
 from mtlearn.layers.tokens import SPECIAL, Tokeniser, Vocabulary
+from mtlearn.pairs.labelled import Labelled
 from mtlearn.pairs.smith.baselines import FlatEncoder, HierarchicalRNN, WordMean, tfidf_cosines
 from mtlearn.pairs.smith.blocks import Marks, marks_of, text_blocks
 from mtlearn.pairs.smith.documents import LIBRARIES, TextPairs, abstracts, fold, halved_pairs, library_documents, question_documents
 from mtlearn.pairs.smith.method import SMITH, Pretraining, Smith, matching_loss, word_table
-from mtlearn.pairs.smith.world import START, DocumentPairs, Kind, Place, TopicWorld
+from mtlearn.pairs.smith.world import START, Kind, Place, TopicWorld
 
 PLACES: tuple[Place, ...] = ("early", "uniform", "late")
 KINDS: tuple[Kind, ...] = ("positive", "swapped", "unrelated")
@@ -134,9 +135,7 @@ def reader(settings: SmithSettings, vectors: Tensor, **options: object) -> Smith
     return small(settings, vectors, output="token", gain=settings.width**0.5, position_std=0.3, **options)
 
 
-def train(
-    model: nn.Module, draw: Callable[[int], DocumentPairs], settings: SmithSettings, *, steps: int, rate: float, bar: str | None = None
-) -> None:
+def train(model: nn.Module, draw: Callable[[int], Labelled], settings: SmithSettings, *, steps: int, rate: float, bar: str | None = None) -> None:
     """Minimise the matching loss on the pairs of each step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, fused=True)
 
@@ -150,7 +149,7 @@ def train(
 
 
 @torch.no_grad()
-def scores(model: nn.Module, pairs: DocumentPairs, *, batch: int = 100) -> Tensor:
+def scores(model: nn.Module, pairs: Labelled, *, batch: int = 100) -> Tensor:
     """Scores z (n,) of pairs."""
     rows = torch.arange(len(pairs.labels)).chunk(max(-(-len(pairs.labels) // batch), 1))
     return torch.cat([model(pairs.first[part], pairs.second[part]) for part in rows])
@@ -188,13 +187,13 @@ def evidence_arms(settings: SmithSettings, seed: int) -> Arms:
     }
 
 
-def order_tests(settings: SmithSettings, seed: int) -> dict[str, DocumentPairs]:
+def order_tests(settings: SmithSettings, seed: int) -> dict[str, Labelled]:
     """Test pairs of each kind."""
     draws = {kind: stream(seed, "order", "test", kind) for kind in KINDS}
     return {kind: settings.world.order(torch.full((settings.tests // 2,), number), generator=draws[kind]) for number, kind in enumerate(KINDS)}
 
 
-def order_scores(model: nn.Module, tests: dict[str, DocumentPairs]) -> dict[str, float]:
+def order_scores(model: nn.Module, tests: dict[str, Labelled]) -> dict[str, float]:
     """Accuracy of each kind, and "order": the mean of positives and swapped, 0.5 for whatever ignores order."""
     found = {kind: accuracy(scores(model, pairs), pairs.labels) for kind, pairs in tests.items()}
     return {**found, "order": (found["positive"] + found["swapped"]) / 2}
@@ -225,7 +224,7 @@ def order_arms(settings: SmithSettings, seed: int) -> Arms:
             model = build()
         draws = stream(seed, "order", "train")
 
-        def draw(_: int, draws: torch.Generator = draws) -> DocumentPairs:
+        def draw(_: int, draws: torch.Generator = draws) -> Labelled:
             return world.order_batch(settings.batch, generator=draws)
 
         train(model, draw, settings, steps=settings.steps, rate=rate)
@@ -291,9 +290,9 @@ def pretraining_arms(settings: SmithSettings, seed: int) -> Arms:
             labelled = world.order_batch(count, generator=stream(seed, "labelled"))
             draws = stream(seed, "few", count)
 
-            def draw(_: int, labelled: DocumentPairs = labelled, draws: torch.Generator = draws) -> DocumentPairs:
+            def draw(_: int, labelled: Labelled = labelled, draws: torch.Generator = draws) -> Labelled:
                 rows = torch.randint(len(labelled.labels), (settings.batch,), generator=draws)
-                return DocumentPairs(labelled.first[rows], labelled.second[rows], labelled.labels[rows])
+                return labelled[rows]
 
             train(model, draw, settings, steps=settings.tune_steps, rate=settings.rate)
             found = order_scores(model, tests)
@@ -343,10 +342,10 @@ def text_arms(settings: SmithSettings, seed: int, device: torch.device) -> Arms:
         build = {"heads": heads, "layers": text.document_layers, "hidden": text.hidden, "places": max(text.read, 2), "output": "mean", "bias": -3.0}
         smith = Smith(body, read=text.read, **build).to(device)  # type: ignore[arg-type]
 
-    def blocks(pairs: TextPairs, most: int) -> DocumentPairs:
+    def blocks(pairs: TextPairs, most: int) -> Labelled:
         both = (text_blocks(texts, tokeniser, size=text.size, most=most, truncate=True, split=True) for texts in (pairs.first, pairs.second))
         first, second = both
-        return DocumentPairs(first.to(device), second.to(device), pairs.labels.to(device))
+        return Labelled(first, second, pairs.labels).to(device)
 
     cut = [blocks(pairs, text.read) for pairs in train_sets]
     tests = [blocks(pairs, text.read) for pairs in test_sets]
@@ -372,10 +371,10 @@ def text_arms(settings: SmithSettings, seed: int, device: torch.device) -> Arms:
         batch = text.batch
         draws = stream(seed, "text", "train")
 
-        def draw(step: int, shown: list[DocumentPairs] = shown, draws: torch.Generator = draws, batch: int = batch) -> DocumentPairs:
+        def draw(step: int, shown: list[Labelled] = shown, draws: torch.Generator = draws, batch: int = batch) -> Labelled:
             pairs = shown[step % len(shown)]
             rows = torch.randint(len(pairs.labels), (batch,), generator=draws).to(pairs.labels.device)
-            return DocumentPairs(pairs.first[rows], pairs.second[rows], pairs.labels[rows])
+            return pairs[rows]
 
         train(model, draw, settings, steps=text.steps, rate=rate)
         threshold = best_threshold(
@@ -549,7 +548,7 @@ def train_shipped(shipped: Shipped, progress: str | None) -> nn.Module:
     settings, seed, models = shipped.settings, shipped.seed, build_shipped(shipped)
     world = settings.world
 
-    def pairs(_: int) -> DocumentPairs:
+    def pairs(_: int) -> Labelled:
         return world.evidence(settings.batch, "uniform", generator=draws)
 
     def documents(_: int) -> Tensor:

@@ -47,7 +47,8 @@ from torch.nn import functional as F
 from mtlearn.layers.attention import Transformer
 from mtlearn.layers.pretrained import PretrainedBody
 from mtlearn.layers.text_encoders import Body, TokenEncoder, masked_mean
-from mtlearn.pairs.smith.blocks import NOTHING, Marks, mask_words
+from mtlearn.layers.tokens import UNSEEN
+from mtlearn.pairs.smith.blocks import Marks, mask_words
 
 Combine = Literal["normal", "sum-concat", "mean-concat", "attention"]
 Output = Literal["first", "token", "mean"]
@@ -403,10 +404,10 @@ class Pretraining(nn.Module):
         masked, wanted = mask_words(self.smith.seen(tokens), self.marks, share=self.share, most=self.most, generator=generator)
         states, real = self.smith.states(masked)
         at = wanted[real]  # (R, s)
-        row, column = (at != NOTHING).nonzero(as_tuple=True)
+        row, column = (at != UNSEEN).nonzero(as_tuple=True)
         logits = F.linear(self.word(states[row, column]), word_table(self.smith.body), self.word_bias)  # only where a word is wanted
         losses = F.cross_entropy(logits, at[row, column], reduction="none")
-        count = (at != NOTHING).sum(1)
+        count = (at != UNSEEN).sum(1)
         per_block = torch.zeros(len(at), device=losses.device, dtype=losses.dtype).index_add(0, row, losses) / (count + 1e-5)
         word = per_block.sum() / (len(tokens) if self.sum_blocks else len(per_block))
         e = self.smith.placed(self.smith.block_head(states[:, 0]), real)

@@ -17,20 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtlearn.layers.tokens import SPECIAL
+from mtlearn.pairs.labelled import Labelled
 from mtlearn.pairs.smith.blocks import Marks
 
 Place = Literal["early", "uniform", "late"]
 Kind = Literal["positive", "swapped", "unrelated"]
 START = SPECIAL.index("[CLS]")
-
-
-@dataclass(frozen=True)
-class DocumentPairs:
-    """Pairs of documents (n, blocks, size) int64 and whether they match, (n,) float."""
-
-    first: Tensor
-    second: Tensor
-    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -109,13 +101,13 @@ class TopicWorld:
         chosen = score.argsort(1).argsort(1) < self.held
         return self.write(topic[:, None].expand(-1, self.blocks), self.dense * chosen, generator=generator)
 
-    def evidence(self, count: int, place: Place, *, generator: torch.Generator) -> DocumentPairs:
+    def evidence(self, count: int, place: Place, *, generator: torch.Generator) -> Labelled:
         """Pairs of the task "evidence", half of them matches."""
         first = torch.randint(self.topics, (count,), generator=generator)
         other = (first + torch.randint(1, self.topics, (count,), generator=generator)) % self.topics
         labels = torch.arange(count) % 2 == 0
         both = [self.hide(topic, place, generator=generator) for topic in (first, torch.where(labels, first, other))]
-        return DocumentPairs(both[0], both[1], labels.float())
+        return Labelled(both[0], both[1], labels.float())
 
     def spoken(self, a: Tensor, b: Tensor, *, generator: torch.Generator) -> Tensor:
         """Documents that speak of topic a (n,), then of b: two topic words in a block with probability 0.75."""
@@ -128,15 +120,15 @@ class TopicWorld:
         drawn = torch.rand(count, self.topics, generator=generator).argsort(1)
         return self.spoken(drawn[:, 0], drawn[:, 1], generator=generator)
 
-    def order(self, kinds: Tensor, *, generator: torch.Generator) -> DocumentPairs:
+    def order(self, kinds: Tensor, *, generator: torch.Generator) -> Labelled:
         """Pairs of the task "order": kind 0 is a match, 1 has the topics swapped, 2 has two other topics."""
         a, b, c, d = torch.rand(len(kinds), self.topics, generator=generator).argsort(1)[:, :4].T
         first = self.spoken(a, b, generator=generator)
         row = torch.arange(len(kinds))
         c, d = torch.stack([a, b, c])[kinds, row], torch.stack([b, a, d])[kinds, row]
         second = self.spoken(c, d, generator=generator)
-        return DocumentPairs(first, second, (kinds == 0).float())
+        return Labelled(first, second, (kinds == 0).float())
 
-    def order_batch(self, count: int, *, generator: torch.Generator) -> DocumentPairs:
+    def order_batch(self, count: int, *, generator: torch.Generator) -> Labelled:
         """Pairs to train on: half matches, a quarter swapped, a quarter unrelated."""
         return self.order(torch.tensor([0, 1, 0, 2]).repeat(-(-count // 4))[:count], generator=generator)

@@ -17,6 +17,7 @@ from mtlearn.lab.checkpoints import Checkpoint
 from mtlearn.lab.experiment import Arms, Claim, Experiment, Settings
 from mtlearn.lab.fit import fit
 from mtlearn.lab.seeds import stream
+from mtlearn.pairs.labelled import Labelled
 from mtlearn.pairs.trans_encoder.method import (
     Family,
     HalfCycle,
@@ -29,7 +30,7 @@ from mtlearn.pairs.trans_encoder.method import (
     cross_to_bi_loss,
     distil,
 )
-from mtlearn.pairs.trans_encoder.worlds import Pairs, World, concept_world, published_world, see_also_world
+from mtlearn.pairs.trans_encoder.worlds import World, concept_world, published_world, see_also_world
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 KINDS: tuple[Literal["cross", "bi"], ...] = ("cross", "bi")
@@ -183,7 +184,7 @@ def distilled(
     )
 
 
-def scores(models: Sequence[nn.Module], pairs: Pairs) -> Tensor:
+def scores(models: Sequence[nn.Module], pairs: Labelled) -> Tensor:
     """Mean (n,) of the models' scores, each brought to mean 0 and standard deviation 1 so that all count alike."""
     label = bi_labels if hasattr(models[0], "embed") else cross_labels
     found = torch.stack([label(model, pairs.first, pairs.second) for model in models]).double()
@@ -201,11 +202,11 @@ def measured(models: Sequence[nn.Module], world: World) -> dict[str, float]:
     """The world's measure on fresh and on seen pairs, and the binary one on fresh pairs."""
     fresh, seen = scores(models, world.test), scores(models, world.train)
     found = {
-        world.measure: agreement(fresh, world.test.gold, world.measure),
-        f"{world.measure}_seen": agreement(seen, world.train.gold, world.measure),
+        world.measure: agreement(fresh, world.test.labels, world.measure),
+        f"{world.measure}_seen": agreement(seen, world.train.labels, world.measure),
     }
     if world.measure == "spearman":
-        found["auc"] = agreement(fresh, world.test.gold, "auc")
+        found["auc"] = agreement(fresh, world.test.labels, "auc")
     found["gap"] = found[f"{world.measure}_seen"] - found[world.measure]
     return found
 
@@ -214,7 +215,7 @@ def study(world: World, recipe: Recipe, seed: int, alone: Sequence[HalfCycle]) -
     """Starts, self-distillation (``alone``) and mutual distillation, every cycle."""
 
     def on_development(model: nn.Module) -> float:
-        return agreement(scores([model], world.development), world.development.gold, world.measure)
+        return agreement(scores([model], world.development), world.development.labels, world.measure)
 
     both = distilled(world, recipe, seed, mutual=True)
     arms = {"start": measured(both[0].models[:1], world), "two starts": measured(both[0].models, world)}
@@ -222,7 +223,7 @@ def study(world: World, recipe: Recipe, seed: int, alone: Sequence[HalfCycle]) -
         for half in halves[1:]:
             arms[f"{name} {half.kind} {half.cycle}"] = measured(half.models[:1], world)
         for kind in KINDS:
-            arms[f"{name} {kind}, chosen"] = measured(best(halves, kind, on_development).models[:1], world)
+            arms[f"{name} {kind}, chosen"] = dict(arms[f"{name} {kind} {best(halves, kind, on_development).cycle}"])
     for half in both[-2:]:
         arms[f"two mutual {half.kind}s"] = measured(half.models, world)
     start, first, last = (arms[arm][world.measure] for arm in ("start", "self cross 1", f"self cross {recipe.cycles}"))
@@ -248,7 +249,7 @@ def studies_beside(world: World, many: World, settings: TransEncoderSettings, se
     trainer("bi", cross_to_bi_loss, recipe, seed)(own, world.train.first, world.train.second, bi_labels(own, world.train.first, world.train.second))
     arms["bi to bi"] = measured([own], world)
     gold = world.families[0].cross()
-    trainer("cross", bi_to_cross_loss, recipe, seed)(gold, world.train.first, world.train.second, world.train.gold)
+    trainer("cross", bi_to_cross_loss, recipe, seed)(gold, world.train.first, world.train.second, world.train.labels)
     arms["cross from gold"] = measured([gold], world)
     return arms
 
@@ -389,7 +390,7 @@ def train_lanes(settings: LaneSettings, progress: str | None) -> Lanes:
     found = Lanes(settings)
     for i, noise in enumerate(settings.noises):
         world = lane_world(settings, noise)
-        gold = world.test.gold
+        gold = world.test.labels
         for j, mode in enumerate(MODES):
             halves = distilled(world, settings.recipe, settings.seed, mutual=mode == "mutual")
             for k, half in enumerate(halves):

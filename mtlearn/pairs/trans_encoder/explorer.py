@@ -13,8 +13,8 @@ from mtlearn.explore.explorer import Explorer, PointerEvent, choice, slider
 from mtlearn.explore.style import BLACK, BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from mtlearn.lab.checkpoints import load
 from mtlearn.lab.seeds import stream
+from mtlearn.pairs.labelled import Labelled
 from mtlearn.pairs.trans_encoder.experiment import CHECKPOINTS, MODES, Lanes, LaneSettings, lane_world
-from mtlearn.pairs.trans_encoder.worlds import Pairs
 
 SETTINGS: LaneSettings = CHECKPOINTS[0].settings
 HALVES = ("E0", "C1", "E1", "C2", "E2", "C3", "E3")
@@ -32,7 +32,7 @@ def lanes() -> Lanes:
 
 
 @cache
-def shown() -> Pairs:
+def shown() -> Labelled:
     """The fresh pairs that the scores belong to."""
     return lane_world(SETTINGS, 0.7).test
 
@@ -66,7 +66,7 @@ def explorer() -> Explorer:
         return (
             f"{mode}, noise {SETTINGS.noises[level]:g}: {HALVES[half]}, a {kind}-encoder, has a Spearman correlation of {spearman[half]:.3f} with "
             f"the gold on fresh pairs (start {spearman[0]:.3f}, average of two starts {float(model.ensemble[level]):.3f}); pair {pair} shares "
-            f"{round(float(shown().gold[pair]) * 6)} of 6 concepts and is scored {score[pair]:.2f}"
+            f"{round(float(shown().labels[pair]) * 6)} of 6 concepts and is scored {score[pair]:.2f}"
         )
 
     controls = {
@@ -83,7 +83,7 @@ def explorer() -> Explorer:
         elif event.kind in ("press", "drag") and event.axes == LABELS:
             level = min(range(len(SETTINGS.noises)), key=lambda i: abs(SETTINGS.noises[i] - controls["noise"].value))
             score = model.score[level, MODES.index(controls["mode"].value), controls["half"].value].numpy()
-            across = 6 * shown().gold[: len(score)].numpy() + jitter()
+            across = 6 * shown().labels[: len(score)].numpy() + jitter()
             controls["pair"].value = int(np.argmin(((across - event.x) / 6.6) ** 2 + ((score - event.y) / 1.3) ** 2))
 
     return Explorer(
@@ -130,7 +130,7 @@ def _draw_lanes(axes: Axes, half: int, mode: str, spearman: np.ndarray, ensemble
 
 
 def _draw_labels(axes: Axes, half: int, score: np.ndarray, pair: int) -> None:
-    gold = 6 * shown().gold[: len(score)].numpy()
+    gold = 6 * shown().labels[: len(score)].numpy()
     colour = BLUE if half % 2 == 0 else VERMILION
     axes.scatter(gold + jitter(), score, s=14, color=colour, alpha=0.55, linewidths=0)
     axes.plot(range(7), [float(np.median(score[gold.round() == k])) for k in range(7)], color=BLACK, linewidth=1.5, marker="_", markersize=16)

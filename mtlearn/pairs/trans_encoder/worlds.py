@@ -14,32 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from mtlearn.datasets.concepts import Lexicon, concept_pairs, noisy_vectors
-from mtlearn.datasets.documentation import documentation, link_graph
+from mtlearn.datasets.documentation import documentation, labels, link_graph
 from mtlearn.datasets.sentence_pairs import ScoredPair, read_pairs
-from mtlearn.datasets.word_vectors import word_vectors
 from mtlearn.lab.seeds import seeded, stream
 from mtlearn.layers.decomposable_attention import DecomposableAttention, MeanOfWords
-from mtlearn.layers.pretrained import PretrainedBody, pretrained, word_table
+from mtlearn.layers.pretrained import PretrainedBody, pretrained
 from mtlearn.layers.text_encoders import BiEncoder, JointEncoder
-from mtlearn.layers.tokens import SPECIAL, Tokeniser, Vocabulary, words
+from mtlearn.layers.tokens import Tokeniser, Vocabulary, words
+from mtlearn.pairs.labelled import Labelled
+from mtlearn.pairs.start_words import TABLE, docstring_vectors, sentence_vectors
 from mtlearn.pairs.trans_encoder.method import Family
 
 Measure = Literal["spearman", "auc"]
 LONGEST = 32  # tokens of a published sentence
 SUMMARY = 16  # words of a summary
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Tokens (n, length) of two sentences each, and the gold score (n,)."""
-
-    first: Tensor
-    second: Tensor
-    gold: Tensor
-
-    def to(self, device: torch.device) -> "Pairs":
-        """On another device."""
-        return Pairs(self.first.to(device), self.second.to(device), self.gold.to(device))
 
 
 @dataclass(frozen=True)
@@ -54,9 +42,9 @@ class World:
         measure: Spearman correlation with graded gold, or the area under the curve of a binary one.
     """
 
-    train: Pairs
-    development: Pairs
-    test: Pairs
+    train: Labelled
+    development: Labelled
+    test: Labelled
     families: tuple[Family, Family]
     measure: Measure
 
@@ -89,9 +77,9 @@ def concept_world(seed: int, *, pairs: int, fresh: int, noise: float, dim: int, 
     """Sentences of six concepts; gold is the share of concepts that both have; two draws of noisy word vectors are two pretrained models."""
     lexicon = Lexicon()
 
-    def drawn(count: int, name: str) -> Pairs:
+    def drawn(count: int, name: str) -> Labelled:
         found = concept_pairs(count, lexicon, generator=stream(seed, "trans_encoder", name))
-        return Pairs(found.first, found.second, found.likeness)
+        return Labelled(found.first, found.second, found.likeness)
 
     def family(number: int) -> Family:
         vectors = scale * noisy_vectors(lexicon, dim, noise, generator=stream(seed, "trans_encoder", "vectors", number))
@@ -116,8 +104,7 @@ def linked() -> Linked:
     graph = link_graph(documentation(), smallest=2)
     texts = [page.summary for page in graph.pages]
     enough = torch.tensor([len(words(text)) >= 3 for text in texts])
-    number = {name: i for i, name in enumerate(sorted({page.module for page in graph.pages}))}
-    module = torch.tensor([number[page.module] for page in graph.pages])
+    module, _ = labels(graph.pages, "module")
     mates = (module[:, None] == module) & enough
     mates[graph.edges[:, 0], graph.edges[:, 1]] = mates[graph.edges[:, 1], graph.edges[:, 0]] = False
     mates.fill_diagonal_(False)
@@ -135,22 +122,21 @@ def see_also_world(seed: int, *, pairs: int, fresh: int, dim: int, scale: float,
     found = linked()
     known = Vocabulary.of(found.texts, vocabulary)
     tokens = known(found.texts, SUMMARY, truncate=True)
-    bodies = known([page.body() or page.summary for page in documentation().pages], 200, truncate=True)
     order = torch.randperm(len(found.links), generator=stream(seed, "trans_encoder", "links"))
     half = [pairs // 2, 150, fresh // 2]
     if sum(half) > len(order):
         raise ValueError(f"there are {len(order)} links, {sum(half)} are asked for")
 
-    def part(rows: Tensor) -> Pairs:
+    def part(rows: Tensor) -> Labelled:
         index = torch.cat([found.links[rows], found.others[rows]])
         gold = torch.cat([torch.ones(len(rows)), torch.zeros(len(rows))])
         mixed = torch.randperm(len(gold), generator=stream(seed, "trans_encoder", "mixed"))
-        return Pairs(tokens[index[mixed, 0]], tokens[index[mixed, 1]], gold[mixed])
+        return Labelled(tokens[index[mixed, 0]], tokens[index[mixed, 1]], gold[mixed])
 
     train, development, test = (part(rows) for rows in torch.split(order[: sum(half)], half))
 
     def family(number: int, window: int) -> Family:
-        vectors = scale * word_vectors(bodies, len(known), dim, window=window, special=len(SPECIAL))
+        vectors = scale * docstring_vectors(known, dim, window=window)
         return word_family(vectors, 1000 * seed + number, hidden=hidden, features=features)
 
     return World(train, development, test, (family(0, 2), family(1, 8)), "auc")
@@ -180,11 +166,11 @@ def published_world(
     if not _same_numbers(tokeniser, second):
         raise ValueError("both families must share one tokeniser, for they read the same tokens")
 
-    def part(name: str, most: int) -> Pairs:
+    def part(name: str, most: int) -> Labelled:
         chosen: list[ScoredPair] = scored[name]
         rows = torch.randperm(len(chosen), generator=stream(seed, "trans_encoder", name))[:most].tolist()
         first, judged = [chosen[i].first for i in rows], torch.tensor([chosen[i].score for i in rows])
-        return Pairs(tokeniser(first, LONGEST, truncate=True), tokeniser([chosen[i].second for i in rows], LONGEST, truncate=True), judged)
+        return Labelled(tokeniser(first, LONGEST, truncate=True), tokeniser([chosen[i].second for i in rows], LONGEST, truncate=True), judged)
 
     return World(part("train", pairs), part("validation", 500), part("test", fresh), (one, other), "spearman")
 
@@ -193,17 +179,13 @@ def _published_family(
     name: str, number: int, seed: int, sentences: Sequence[str], dim: int, scale: float, hidden: int, features: int
 ) -> tuple[Family, Tokeniser]:
     draws = 1000 * seed + number
-    if name == "wordllama":
-        vectors, table = word_table()
-        centred = vectors / vectors[1:].square().mean().sqrt()
-        centred[0] = 0
-        return word_family(scale * centred, draws, hidden=hidden, features=features), table
-    if name:
+    if name not in ("", TABLE):
         body, theirs = pretrained(name)
         return body_family(body, draws), theirs
-    known = Vocabulary.of(sentences, 5000)
-    vectors = word_vectors(known(sentences, LONGEST, truncate=True), len(known), dim, window=(2, 8)[number], special=len(SPECIAL))
-    return word_family(scale * vectors, draws, hidden=hidden, features=features), known
+    vectors, tokeniser = sentence_vectors(name, sentences, size=5000, dim=dim, longest=LONGEST, window=(2, 8)[number])
+    if name == TABLE:
+        vectors = vectors / vectors[1:].square().mean().sqrt()
+    return word_family(scale * vectors, draws, hidden=hidden, features=features), tokeniser
 
 
 def _same_numbers(one: Tokeniser, other: Tokeniser) -> bool:

@@ -49,13 +49,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlearn.layers.text_encoders import Body, late_attention, masked_mean
-from mtlearn.layers.tokens import joined
+from mtlearn.layers.tokens import UNSEEN, joined, replace_words
 
 Attention = Literal["arrow", "strict", "diagonal", "light arrow", "square"]
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 Positions = Literal["repeated", "running", "alone"]
 CONTEXT, NOTHING = -1, -2  # segments that are no candidate
-UNSEEN = -100  # label of a token that was not hidden
 
 
 # ------------------------------------------------------------------------------------------------------------------------ one sequence
@@ -309,8 +308,7 @@ def hide(
     draw = torch.rand(2, *tokens.shape, generator=generator).to(tokens.device)
     other = torch.randint(first, end, tokens.shape, generator=generator).to(tokens.device)
     chosen = (draw[0] < share) & (tokens >= first) & (tokens < end)
-    shown = torch.where(draw[1] < 0.8, mask, torch.where(draw[1] < 0.9, other, tokens))
-    return torch.where(chosen, shown, tokens), torch.where(chosen, tokens, UNSEEN)
+    return replace_words(tokens, chosen, fate=draw[1], other=other, mask=mask)
 
 
 def pool_loss(logits: Tensor, label: Tensor) -> Tensor:

@@ -350,43 +350,49 @@ def cranfield(settings: SelectionSettings, seed: int, device: torch.device) -> A
         replies = wrapped(tokeniser, texts, settings.candidate, truncate=True)
         contexts = wrapped(tokeniser, titles, settings.context, truncate=True)
         asking = wrapped(tokeniser, questions, settings.context, truncate=True)
-        draws, hides = stream(seed, "uni_encoder", "cranfield", "train"), stream(seed, "uni_encoder", "cranfield", "hide")
-
-        def scores(context: Tensor, candidates: Tensor, way: str = way, model: UniEncoder = model) -> Tensor:
-            return text_scores(model, way, context.to(device), candidates.to(device))
-
-        def loss_at(
-            step: int,
-            model: UniEncoder = model,
-            draws: torch.Generator = draws,
-            hides: torch.Generator = hides,
-            contexts: Tensor = contexts,
-            replies: Tensor = replies,
-            hidden: tuple[int, tuple[int, int]] | None = (mask, range_of_words) if way == "arrow, hidden words" else None,
-            scores: Any = scores,
-        ) -> Tensor:
-            rows = [train[i] for i in torch.randperm(len(train), generator=draws)[: settings.batch].tolist()]
-            candidates, right = in_batch(replies[rows])
-            if hidden is not None:
-                return training_loss(
-                    model, contexts[rows].to(device), candidates.to(device), right.to(device), mask=hidden[0], words=hidden[1], generator=hides
-                )
-            return pool_loss(scores(contexts[rows], candidates), right.to(device))
-
-        fit(
-            model,
-            loss_at,
-            steps=settings.steps,
-            optimizer=AdamW(model.parameters(), lr=settings.rate, betas=(0.9, 0.98)),
-            schedule="cosine",
-            warmup=min(settings.warmup, settings.steps),
-            clip=1.0,
-        )
-        model.eval()
+        _fit_cranfield(model, way, settings, seed, device, contexts[train], replies[train], hidden=(mask, range_of_words))
         with torch.no_grad():
             found = [
-                torch.cat([scores(context[rows], replies[numbers[rows]]).cpu() for rows in torch.split(torch.arange(len(context)), 8)])
+                torch.cat(
+                    [
+                        text_scores(model, way, context[rows].to(device), replies[numbers[rows]].to(device)).cpu()
+                        for rows in torch.split(torch.arange(len(context)), 8)
+                    ]
+                )
                 for context, numbers in ((contexts[test], pool), (asking, asked))
             ]
         arms[way] = measured(*found)
     return arms
+
+
+def _fit_cranfield(
+    model: UniEncoder,
+    way: str,
+    settings: SelectionSettings,
+    seed: int,
+    device: torch.device,
+    contexts: Tensor,
+    replies: Tensor,
+    *,
+    hidden: tuple[int, tuple[int, int]],
+) -> None:
+    """Train one way on contexts and their replies, row by row the right ones; the negatives are those of the batch."""
+    draws, hides = stream(seed, "uni_encoder", "cranfield", "train"), stream(seed, "uni_encoder", "cranfield", "hide")
+
+    def loss_at(step: int) -> Tensor:
+        rows = torch.randperm(len(contexts), generator=draws)[: settings.batch]
+        candidates, right = (part.to(device) for part in in_batch(replies[rows]))
+        if way == "arrow, hidden words":
+            return training_loss(model, contexts[rows].to(device), candidates, right, mask=hidden[0], words=hidden[1], generator=hides)
+        return pool_loss(text_scores(model, way, contexts[rows].to(device), candidates), right)
+
+    fit(
+        model,
+        loss_at,
+        steps=settings.steps,
+        optimizer=AdamW(model.parameters(), lr=settings.rate, betas=(0.9, 0.98)),
+        schedule="cosine",
+        warmup=min(settings.warmup, settings.steps),
+        clip=1.0,
+    )
+    model.eval()
