@@ -47,7 +47,7 @@ def test_conda_and_pip_have_one_list_of_pins() -> None:
     assert listed.items() <= CONSTRAINTS.items()
     wanted = {
         name_of(r)
-        for r in (*PROJECT["dependencies"], *(r for extra in ("dask", "hf", "words", "test") for r in PROJECT["optional-dependencies"][extra]))
+        for r in (*PROJECT["dependencies"], *(r for extra in ("dask", "hf", "words", "index", "test") for r in PROJECT["optional-dependencies"][extra]))
     }
     assert set(listed) == wanted - {"mtlearn"}
     assert set(CARD) <= set(listed)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from tqdm.auto import tqdm
 
-Schedule = Literal["constant", "cosine", "one_cycle"]
+Schedule = Literal["constant", "linear", "cosine", "one_cycle"]
 
 
 class NonFiniteError(ArithmeticError):
@@ -55,7 +55,7 @@ def fit(
         loss_at: step number from 0 to a scalar loss.
         steps: number of updates, 0 or more.
         optimizer: its learning rates are the peak of the schedule.
-        schedule: ``constant``, ``cosine`` (linear warm-up, then a half cosine to 0) or ``one_cycle`` (Smith and Topin 2018).
+        schedule: ``constant``, ``linear`` or ``cosine`` (linear warm-up, then a straight line or half a cosine to 0) or ``one_cycle`` (Smith and Topin 2018).
         warmup: steps until the peak, which ``one_cycle`` reaches at the second step at the earliest.
         clip: largest gradient norm, over all parameters together.
         progress: label of a progress bar; none is shown when omitted.
@@ -70,7 +70,7 @@ def fit(
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be positive, got {clip}")
     if schedule not in get_args(Schedule):
-        raise ValueError(f"schedule must be 'constant', 'cosine' or 'one_cycle', got {schedule!r}")
+        raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {schedule!r}")
     scheduler = _scheduler(optimizer, schedule, steps, warmup)
     model.train()
     losses: list[float] = []
@@ -121,7 +121,8 @@ def _scheduler(optimizer: Optimizer, schedule: Schedule, steps: int, warmup: int
             return (step + 1) / warmup
         if schedule == "constant":
             return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+        done = (step - warmup) / max(steps - warmup, 1)
+        return 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
     return LambdaLR(optimizer, factor)
 

@@ -69,6 +69,7 @@ def test_a_gradient_of_one_step_does_not_reach_the_next():
     [
         ({}, [1.0] * 6),
         ({"schedule": "constant", "warmup": 3}, [1 / 3, 2 / 3, 1.0, 1.0, 1.0, 1.0]),
+        ({"schedule": "linear", "warmup": 2}, [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
         ({"schedule": "cosine"}, [0.5 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]),
         ({"schedule": "cosine", "warmup": 2}, [0.5, 1.0, 1.0, *(0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(1, 4))]),
         ({"schedule": "cosine", "warmup": 6}, [k / 6 for k in range(1, 7)]),
@@ -140,7 +141,7 @@ def test_a_progress_bar_only_when_it_is_named(capfd: pytest.CaptureFixture[str])
         ({"steps": 3, "warmup": -1}, "got steps=3, warmup=-1"),
         ({"steps": 3, "clip": 0.0}, r"clip must be positive, got 0\.0"),
         ({"steps": 3, "clip": math.nan}, "clip must be positive, got nan"),
-        ({"steps": 0, "schedule": "linear"}, "schedule must be 'constant', 'cosine' or 'one_cycle', got 'linear'"),
+        ({"steps": 0, "schedule": "step"}, "schedule must be one of constant, linear, cosine, one_cycle, got 'step'"),
     ],
 )
 def test_wrong_settings(how: dict, message: str):
