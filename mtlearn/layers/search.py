@@ -61,8 +61,9 @@ class ExactIndex:
         for part in torch.split(queries, self.block):
             found = part @ self.vectors.T  # (block, n)
             best, which = found.topk(k, sorted=True)
-            if bool(((found >= best[:, -1:]).sum(1) > k).any()) or bool((best[:, 1:] == best[:, :-1]).any()):  # topk breaks ties as it likes
-                which = found.argsort(dim=1, descending=True, stable=True)[:, :k]
+            tied = (best[:, 1:] == best[:, :-1]).any(1) | ((found >= best[:, -1:]).sum(1) > k)  # topk breaks ties as it likes
+            if tied.any():
+                which[tied] = found[tied].argsort(dim=1, descending=True, stable=True)[:, :k]
                 best = found.gather(1, which)
             scores.append(best)
             rows.append(which)
