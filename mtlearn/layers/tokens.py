@@ -137,6 +137,23 @@ class Vocabulary:
         return padded(rows, self.padding), padded(types, 0)
 
 
+def to_letters(vocabulary: Vocabulary, room: int) -> Tensor:
+    """The words in the order of their numbers, a line each, as bytes (room,) uint8, filled up with 0: what a shipped model keeps its words in.
+
+    Raises:
+        ValueError: words that need more room.
+    """
+    text = "\n".join(vocabulary.number).encode()
+    if len(text) > room:
+        raise ValueError(f"the words need {len(text)} bytes, {len(text) - room} more than the {room} there is room for")
+    return torch.tensor([*text, *[0] * (room - len(text))], dtype=torch.uint8)
+
+
+def from_letters(letters: Tensor) -> Vocabulary:
+    """The vocabulary of :func:`to_letters`."""
+    return Vocabulary({word: number for number, word in enumerate(bytes(letters[letters > 0].tolist()).decode().split("\n"))})
+
+
 def cut(row: list[int], most: int, truncate: bool, name: str) -> list[int]:
     """The row as it is, or its first ``most`` numbers where it may be cut; ValueError where it may not."""
     if len(row) > most and not truncate:

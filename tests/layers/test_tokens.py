@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtlearn.layers.tokens import SPECIAL, UNSEEN, Vocabulary, check_range, joined, replace_words, words
+from mtlearn.layers.tokens import SPECIAL, UNSEEN, Vocabulary, check_range, from_letters, joined, replace_words, to_letters, words
 
 TEXTS = ["The QR factorization, the matrix", "a matrix 3x3 of the"]
 
@@ -79,3 +79,12 @@ def test_numbers_out_of_range_are_named() -> None:
     for bad in ([-1, 2], [0, 5]):
         with pytest.raises(ValueError, match=f"places must be between 0 and 4, got {bad[0]} to {bad[1]}"):
             check_range("places", torch.tensor([bad]), 5)
+
+
+def test_words_are_kept_as_bytes() -> None:
+    known = Vocabulary.of(["one two two three über"], 20)
+    letters = to_letters(known, 100)
+    assert letters.shape == (100,) and letters.dtype == torch.uint8
+    assert from_letters(letters) == known
+    with pytest.raises(ValueError, match="more than the 10 there is room for"):
+        to_letters(known, 10)

@@ -527,7 +527,7 @@ def test_the_shipped_encoder() -> None:
     shipped = load(experiment.SHIPPED)
     assert isinstance(shipped, experiment.ShippedEncoder)
     assert list(shipped.vocabulary().number)[:2] == ["[PAD]", "[UNK]"] and len(shipped.vocabulary()) == 5000
-    with pytest.raises(ValueError, match="at most 64000 ship"):
+    with pytest.raises(ValueError, match="more than the 64000 there is room for"):
         shipped.keep(shipped.encoder(), Vocabulary({f"{'x' * 40}{i}": i for i in range(5000)}))
 
 

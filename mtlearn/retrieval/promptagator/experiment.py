@@ -21,7 +21,7 @@ from mtlearn.lab.experiment import Arms, Claim, Experiment, Settings
 from mtlearn.lab.fit import fit
 from mtlearn.lab.seeds import stream
 from mtlearn.layers.search import ExactIndex
-from mtlearn.layers.tokens import Vocabulary
+from mtlearn.layers.tokens import Vocabulary, from_letters, to_letters
 from mtlearn.retrieval.promptagator.method import (
     MOST_EXAMPLES,
     BagEncoder,
@@ -463,17 +463,13 @@ class ShippedEncoder(nn.Module):
     @torch.no_grad()
     def keep(self, encoder: BagEncoder, vocabulary: Vocabulary) -> None:
         """Take over a trained encoder; ValueError where its words have too many letters."""
-        text = "\n".join(vocabulary.number).encode()
-        if len(text) > LETTERS:
-            raise ValueError(f"the vocabulary has {len(text)} bytes, at most {LETTERS} ship")
+        self.letters.copy_(to_letters(vocabulary, LETTERS))
         self.row.copy_(encoder.row)
         self.log_weight.copy_(encoder.log_weight)
-        self.letters[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
 
     def vocabulary(self) -> Vocabulary:
         """The words."""
-        names = bytes(self.letters[self.letters > 0].tolist()).decode().split("\n")
-        return Vocabulary({name: i for i, name in enumerate(names)})
+        return from_letters(self.letters)
 
     def encoder(self) -> BagEncoder:
         """The encoder in single precision."""

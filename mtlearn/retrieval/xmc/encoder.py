@@ -7,23 +7,15 @@ from torch import Tensor
 
 from mtlearn.lab.checkpoints import load
 from mtlearn.layers.embedding import TextEncoder
-from mtlearn.layers.tokens import Vocabulary
-from mtlearn.retrieval.xmc.experiment import SHOWN, Scorer
-from mtlearn.retrieval.xmc.method import DualEncoder
-from mtlearn.retrieval.xmc.worlds import QUERY_WORDS, shown_vocabulary
-
-
-@cache
-def vocabulary() -> Vocabulary:
-    """The words that the encoder knows."""
-    return shown_vocabulary(SHOWN.settings.seed)
+from mtlearn.retrieval.xmc.experiment import SHOWN, ShownEncoder
+from mtlearn.retrieval.xmc.worlds import QUERY_WORDS
 
 
 @cache
 def _encoder() -> TextEncoder:
-    scorer = load(SHOWN)
-    assert isinstance(scorer, Scorer) and isinstance(scorer.model, DualEncoder)
-    return TextEncoder(vocabulary(), scorer.model.embed, QUERY_WORDS)
+    found = load(SHOWN)
+    assert isinstance(found, ShownEncoder)
+    return TextEncoder(found.vocabulary(), found.model.embed, QUERY_WORDS)
 
 
 def encode(texts: Sequence[str]) -> Tensor:

@@ -14,7 +14,7 @@ from mtlearn.lab.experiment import Arms, Claim, Experiment, Settings
 from mtlearn.lab.fit import fit
 from mtlearn.lab.seeds import seeded, stream
 from mtlearn.layers.cost import count_parameters
-from mtlearn.layers.tokens import PADDING
+from mtlearn.layers.tokens import PADDING, Vocabulary, from_letters, to_letters
 from mtlearn.retrieval.xmc.method import (
     DualEncoder,
     LabelHead,
@@ -30,6 +30,7 @@ from mtlearn.retrieval.xmc.method import (
 from mtlearn.retrieval.xmc.worlds import (
     LABEL_WORDS,
     LINK_WORDS,
+    VOCABULARY,
     Texts,
     World,
     cited,
@@ -38,6 +39,7 @@ from mtlearn.retrieval.xmc.worlds import (
     parameter_texts,
     random_pairs,
     text_world,
+    world_vocabulary,
 )
 
 RARE = 3  # training queries of a label at most
@@ -487,25 +489,43 @@ class ShownSettings:
     seed: int = 0
 
 
-def shown_world(settings: ShownSettings) -> World:
-    """Parameter names."""
-    return text_world(parameter_texts(), settings.seed, label_words=LABEL_WORDS)
+LETTERS = 60_000  # room for the words
 
 
-def _build(settings: ShownSettings) -> nn.Module:
-    recipe = settings.recipe
-    encoder = BagEncoder(shown_world(settings).size, recipe.width, recipe.hidden)
-    return Scorer(DualEncoder(encoder, recipe.width, temperature=recipe.temperature))
+class ShownEncoder(nn.Module):
+    """The dual encoder and its words.
+
+    Args:
+        settings: sizes.
+    """
+
+    letters: Tensor
+
+    def __init__(self, settings: ShownSettings) -> None:
+        super().__init__()
+        recipe = settings.recipe
+        self.model = DualEncoder(BagEncoder(VOCABULARY, recipe.width, recipe.hidden), recipe.width, temperature=recipe.temperature)
+        self.register_buffer("letters", torch.zeros(LETTERS, dtype=torch.uint8))
+
+    def vocabulary(self) -> Vocabulary:
+        """The words."""
+        return from_letters(self.letters)
 
 
 def _train(settings: ShownSettings, progress: str | None) -> nn.Module:
-    return train(shown_world(settings), settings.recipe, settings.seed, decoupled_softmax)
+    texts = parameter_texts()
+    scorer = train(text_world(texts, settings.seed, label_words=LABEL_WORDS), settings.recipe, settings.seed, decoupled_softmax)
+    found = ShownEncoder(settings)
+    found.model.load_state_dict(scorer.model.state_dict())
+    found.letters.copy_(to_letters(world_vocabulary(texts, settings.seed), LETTERS))
+    return found
 
 
-def _measure(model: nn.Module) -> dict[str, float]:
-    assert isinstance(model, Scorer)
-    return {name: round(value, 4) for name, value in evaluate(model, shown_world(SHOWN.settings)).items()}
+def _measure(found: nn.Module) -> dict[str, float]:
+    assert isinstance(found, ShownEncoder)
+    world = text_world(parameter_texts(), SHOWN.settings.seed, label_words=LABEL_WORDS)
+    return {name: round(value, 4) for name, value in evaluate(Scorer(found.model), world).items()}
 
 
-SHOWN = Checkpoint("xmc-parameters", ShownSettings(), _build, _train, _measure)
+SHOWN = Checkpoint("xmc-parameters", ShownSettings(), ShownEncoder, _train, _measure)
 CHECKPOINTS = (SHOWN,)

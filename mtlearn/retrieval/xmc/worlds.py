@@ -152,9 +152,8 @@ def _vocabulary(texts: Texts, train: Tensor) -> Vocabulary:
     return Vocabulary.of([*(texts.queries[i] for i in train.tolist()), *texts.labels], VOCABULARY)
 
 
-def shown_vocabulary(seed: int) -> Vocabulary:
-    """The words of the world of parameter names."""
-    texts = parameter_texts()
+def world_vocabulary(texts: Texts, seed: int) -> Vocabulary:
+    """The words of :func:`text_world`."""
     return _vocabulary(texts, _split(texts, seed)[1])
 
 
