@@ -45,10 +45,8 @@ def test_conda_and_pip_have_one_list_of_pins() -> None:
     assert by_pip[0] == "--constraint constraints.txt"
     listed = pins([line for line in by_pip if "==" in line])
     assert listed.items() <= CONSTRAINTS.items()
-    wanted = {
-        name_of(r)
-        for r in (*PROJECT["dependencies"], *(r for extra in ("dask", "hf", "words", "index", "test") for r in PROJECT["optional-dependencies"][extra]))
-    }
+    extras = (r for extra in ("dask", "hf", "words", "index", "test") for r in PROJECT["optional-dependencies"][extra])
+    wanted = {name_of(r) for r in (*PROJECT["dependencies"], *extras)}
     assert set(listed) == wanted - {"mtlearn"}
     assert set(CARD) <= set(listed)
 

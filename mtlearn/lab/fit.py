@@ -55,7 +55,8 @@ def fit(
         loss_at: step number from 0 to a scalar loss.
         steps: number of updates, 0 or more.
         optimizer: its learning rates are the peak of the schedule.
-        schedule: ``constant``, ``linear`` or ``cosine`` (linear warm-up, then a straight line or half a cosine to 0) or ``one_cycle`` (Smith and Topin 2018).
+        schedule: ``constant``, ``linear`` or ``cosine`` (linear warm-up, then a straight line or half a cosine to 0), or ``one_cycle`` (Smith and
+            Topin 2018).
         warmup: steps until the peak, which ``one_cycle`` reaches at the second step at the earliest.
         clip: largest gradient norm, over all parameters together.
         progress: label of a progress bar; none is shown when omitted.
