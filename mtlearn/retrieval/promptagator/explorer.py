@@ -173,7 +173,7 @@ def _draw_examples(axes: Axes, chosen: list[int], queries: list[str]) -> None:
     axes.hlines(places, 0, 1, color=LIGHT, alpha=0.45, linewidth=23)
     axes.add_artist(Words(np.stack([np.full(len(chosen), 0.025), places], 1), [str(i) for i in chosen], [BLUE] * len(chosen), size=10))
     for y, query in zip(places, queries, strict=True):
-        axes.text(0.065, y, textwrap.shorten(query, 66, placeholder=" ...").replace("$", r"\$"), va="center", fontsize=10)
+        axes.text(0.065, y, textwrap.shorten(query, 66).replace("$", r"\$"), va="center", fontsize=10)
 
 
 def _draw_weights(axes: Axes, weights: np.ndarray) -> None:
@@ -202,9 +202,9 @@ def _draw_queries(axes: Axes, page: DocstringPair, real: str, queries: list[str]
     axes.scatter(places[:, 0], places[:, 1], s=260, color=GREEN, linewidths=0)
     axes.add_artist(Words(places, [str(hit) for hit in hits], ["white"] * len(hits), size=10))
     for (_, y), query in zip(places, queries, strict=True):
-        axes.text(0.055, y, textwrap.shorten(query, 72, placeholder=" ..."), va="center", fontsize=10)
+        axes.text(0.055, y, textwrap.shorten(query, 72), va="center", fontsize=10)
     axes.text(0, 0.10, "people ask:", va="center", fontsize=10, color=VERMILION)
-    axes.text(0.17, 0.10, textwrap.shorten(real, 58, placeholder=" ...").replace("$", r"\$"), va="center", fontsize=10, color=VERMILION)
+    axes.text(0.17, 0.10, textwrap.shorten(real, 58).replace("$", r"\$"), va="center", fontsize=10, color=VERMILION)
     axes.text(0, 0.01, "green: how many of its words people use too", va="center", fontsize=9, color=GREY)
 
 
