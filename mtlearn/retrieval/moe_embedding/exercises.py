@@ -39,7 +39,7 @@ def _wrong_cited(references: list[list[int]]) -> set[tuple[int, int]]:
 
 def _judge_chance(answer: Any) -> str | None:
     if isinstance(answer, bool) or not isinstance(answer, (int, float)):
-        return "a number is wanted."
+        return "a number is wanted, between 0 and 1."
     positive = torch.arange(1000) < 250
     right = f1_max(torch.zeros(1000), positive)
     if abs(float(answer) - right) > 1e-3:

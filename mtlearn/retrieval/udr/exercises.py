@@ -39,7 +39,7 @@ def _wrong_weights(size: int) -> Tensor:
 
 def _judge_alpha(answer: Any) -> str | None:
     if isinstance(answer, bool) or not isinstance(answer, (int, float)):
-        return "a number is wanted."
+        return "a number is wanted, between 0 and 1."
     share = float(task_probabilities(torch.tensor([1500, 200]), float(answer))[1])
     if abs(share - 1 / 3) > 0.005:
         return f"with alpha = {answer} the small task gives {share:.3f} of the batches."
