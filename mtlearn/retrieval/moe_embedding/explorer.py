@@ -128,7 +128,7 @@ def explorer() -> Explorer:
         presets={
             "the same items in domain 2": {**start, "domain": DOMAIN_NAMES[1]},
             "... by their second attribute": {**start, "domain": DOMAIN_NAMES[1], "colour": "second attribute"},
-            "one shared encoder cannot": {**start, "arm": "shared"},
+            "one shared encoder, told nothing": {**start, "arm": "shared"},
             "before any pair": {**start, "arm": "base"},
             "random routing": {**start, "routing": "random"},
         },
