@@ -7,22 +7,10 @@ Vectors of length 1 give cosines.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-
-
-class Index(Protocol):
-    """What finds the best documents of queries."""
-
-    def __len__(self) -> int:
-        """Number of documents."""
-        ...
-
-    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Scores (q, k) and ids (q, k) int64 of the best ``k``, best first."""
-        ...
 
 
 class ExactIndex:

@@ -328,7 +328,21 @@ def test_the_quick_experiment() -> None:
     assert 2 / 3 - 1e-9 <= arms["base"]["f1"] <= 1
 
 
-def test_arms_see_the_same_batches() -> None:
+def test_arms_see_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = moe.EXPERIMENT.scales["quick"]
+    start = moe.base_model(few, 0, torch.device("cpu"))
+    seen: list[list[Tensor]] = []
+    loss = moe.pair_loss
+    monkeypatch.setattr(moe, "pair_loss", lambda model, tokens, *rest: seen[-1].append(tokens) or loss(model, tokens, *rest))
+    for arm in ("shared", "MoE, index", "MoE, random"):
+        seen.append([])
+        moe.tune(moe.build(start, arm, few, 0), few, 0, 3)
+    assert len(seen[0]) == 3
+    for other in seen[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
+
+
+def test_training_repeats() -> None:
     few = copy.copy(moe.EXPERIMENT.scales["quick"])
     start = moe.base_model(few, 0, torch.device("cpu"))
     one, two = (moe.tune(moe.build(start, "shared", few, 0), few, 0, 3) for _ in range(2))

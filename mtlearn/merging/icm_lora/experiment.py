@@ -210,14 +210,12 @@ def train_adapters(base: nn.Sequential, recipe: Recipe, images: Images, seed: in
         return each.view(tasks, -1).mean(1).sum()  # each task's adapter gets the gradient that it would get alone
 
     optimizer = torch.optim.Adam([value for value in model.parameters() if value.requires_grad], lr=recipe.lora_rate)
-    slower = falling(optimizer, lambda step: 1 - step / recipe.lora_steps)
 
     def after_step(step: int, loss: float) -> None:
-        slower(step, loss)
         if step >= recipe.lora_steps - recipe.last:
             states.append(lora_state(model))
 
-    fit(model, loss_at, steps=recipe.lora_steps, optimizer=optimizer, after_step=after_step)
+    fit(model, loss_at, steps=recipe.lora_steps, optimizer=optimizer, schedule="linear", after_step=after_step)
     return Checkpoints.of_runs(states, last=recipe.last)
 
 

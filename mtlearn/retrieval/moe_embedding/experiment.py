@@ -20,7 +20,6 @@ from mtlearn.layers.tokens import Vocabulary, from_letters, to_letters
 from mtlearn.retrieval.moe_embedding.method import (
     MixtureEncoder,
     check_pairs,
-    clip_loss,
     extend,
     f1_max,
     mark,
@@ -96,7 +95,11 @@ class Embedder(nn.Module):
         super().__init__()
         self.body, self.names, self.routing = body, names, routing
         self.draws = stream(seed, "moe_embedding", "random routing")
-        self.temperature = nn.Parameter(torch.tensor(1.0))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.parameters()).device
 
     def forward(self, tokens: Tensor, domain: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Vectors (n, width) of tokens (n, length), and the routers' logits."""
@@ -137,42 +140,43 @@ def base_model(settings: MixtureSettings, seed: int, device: torch.device) -> To
     return body
 
 
-def tune(
-    model: Embedder,
-    settings: MixtureSettings,
-    seed: int,
-    steps: int,
-    *,
-    domains: tuple[int, ...] = tuple(range(DOMAINS)),
-    clip: bool = False,
-    after: Callable[[int, float], None] | None = None,
-) -> Embedder:
+def pair_loss(model: Embedder, tokens: Tensor, domain: Tensor, same: Tensor, scale: float) -> Tensor:
+    """The loss of a batch: ranking of its pairs, and what a router is taught.
+
+    Args:
+        model: that is trained.
+        tokens: (2B, length), the first texts and then the second ones.
+        domain: (B,) of the pairs.
+        same: bool (B, B), which are no negatives of each other.
+        scale: of the cosines.
+    """
+    both = domain.repeat(2)
+    vectors, logits = model(tokens, both)
+    first, second = vectors.chunk(2)
+    loss = ranking_loss(first, second, scale=scale, same=same)
+    return loss + router_loss(logits, both) if model.routing == "router" else loss
+
+
+def fine_tune(model: Embedder, loss_at: Callable[[int], Tensor], settings: MixtureSettings, seed: int, steps: int) -> Embedder:
+    """Train by AdamW with a warm-up and a linear decay."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, fused=True)
+    with seeded(seed):
+        fit(model, loss_at, steps=steps, optimizer=optimizer, schedule="linear", warmup=min(20, steps))
+    return model.eval()
+
+
+def tune(model: Embedder, settings: MixtureSettings, seed: int, steps: int, *, domains: tuple[int, ...] = tuple(range(DOMAINS))) -> Embedder:
     """Fine-tune on similar pairs, each batch of one domain, the domains in turn; every arm sees the same batches."""
-    device = model.temperature.device
     draws = {d: stream(seed, "moe_embedding", "batches", d) for d in domains}
 
     def loss_at(step: int) -> Tensor:
         domain = domains[step % len(domains)]
         pairs = positives(settings.batch, domain, draws[domain])
-        which = pairs.domain.to(device)
-        vectors, logits = model(torch.cat([pairs.first, pairs.second]).to(device), which.repeat(2))
-        first, second = vectors.chunk(2)
-        same = (pairs.keys[:, None] == pairs.keys).to(device)
-        if clip:
-            loss = clip_loss(F.normalize(first, dim=-1), F.normalize(second, dim=-1), model.temperature.clamp(min=0.02))
-        else:
-            loss = ranking_loss(first, second, scale=settings.scale, same=same)
-        if model.routing == "router":
-            loss = loss + router_loss(logits, which.repeat(2))
-        return loss
+        same = pairs.keys[:, None] == pairs.keys
+        tokens = torch.cat([pairs.first, pairs.second])
+        return pair_loss(model, tokens.to(model.device), pairs.domain.to(model.device), same.to(model.device), settings.scale)
 
-    if clip:
-        with torch.no_grad():
-            model.temperature.fill_(1 / settings.scale)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, fused=True)
-    with seeded(seed):
-        fit(model, loss_at, steps=steps, optimizer=optimizer, schedule="linear", warmup=min(20, steps), after_step=after)
-    return model.eval()
+    return fine_tune(model, loss_at, settings, seed, steps)
 
 
 def test_pairs(settings: MixtureSettings, seed: int) -> list[Pairs]:
@@ -183,9 +187,8 @@ def test_pairs(settings: MixtureSettings, seed: int) -> list[Pairs]:
 @torch.no_grad()
 def similarity(model: Embedder, pairs: Pairs) -> Tensor:
     """Cosines (n,)."""
-    device = model.temperature.device
-    domain = pairs.domain.to(device)
-    return F.cosine_similarity(model(pairs.first.to(device), domain)[0], model(pairs.second.to(device), domain)[0]).cpu()
+    domain = pairs.domain.to(model.device)
+    return F.cosine_similarity(*(model(tokens.to(model.device), domain)[0] for tokens in (pairs.first, pairs.second))).cpu()
 
 
 def evaluate(models: list[Embedder], tests: list[Pairs]) -> dict[str, float]:
@@ -203,7 +206,7 @@ def evaluate(models: list[Embedder], tests: list[Pairs]) -> dict[str, float]:
 @torch.no_grad()
 def routed(model: Embedder, tests: list[Pairs]) -> float:
     """Share of the texts that the last layer's router sends to their domain's expert."""
-    right = [model(p.first.to(model.temperature.device), p.domain.to(model.temperature.device))[1][-1].argmax(-1).cpu() == p.domain for p in tests]
+    right = [model(p.first.to(model.device), p.domain.to(model.device))[1][-1].argmax(-1).cpu() == p.domain for p in tests]
     return float(torch.cat(right).double().mean())
 
 
@@ -216,7 +219,7 @@ def build(base: TokenEncoder, arm: str, settings: MixtureSettings, seed: int, nu
         return Embedder(copy.deepcopy(base), names).to(base.token.weight.device)
     routing = "router" if "router" in arm else "random" if "random" in arm else "index"
     with seeded(seed):
-        body = extend(base, num_domains, layers="middle" if "one layer" in arm else "all", router=routing == "router", gated="gated" in arm)
+        body = extend(base, num_domains, layers="middle" if "one layer" in arm else "all", router=routing == "router")
     return Embedder(body, names, routing, seed).to(base.token.weight.device)
 
 
@@ -242,7 +245,8 @@ def run(settings: MixtureSettings, seed: int, device: torch.device) -> Arms:
             arms[arm]["routed"] = routed(model, tests)
     each = [tune(build(base, "one", settings, seed), settings, seed, settings.steps // DOMAINS, domains=(d,)) for d in range(DOMAINS)]
     arms["specialists"] = {**evaluate(each, tests), "parameters": DOMAINS * count_parameters(each[0].body) / 1e3}
-    away = [evaluate([each[d]], tests)[f"f1_{e + 1}"] for d in range(DOMAINS) for e in range(DOMAINS) if d != e]
+    found = [evaluate([specialist], tests) for specialist in each]
+    away = [found[d][f"f1_{e + 1}"] for d in range(DOMAINS) for e in range(DOMAINS) if d != e]
     arms["specialists, away"] = {"f1": sum(away) / len(away)}
     arms["MoE, index, one layer"]["above_70_percent"] = (  # of the gain that experts in all layers bring
         arms["MoE, index, one layer"]["f1"] - 0.3 * arms["shared"]["f1"] - 0.7 * arms["MoE, index"]["f1"]
@@ -327,16 +331,10 @@ def train_cited(world: CitedWorld, arm: str, settings: MixtureSettings, seed: in
         rows = torch.where(swap[:, None], rows.flip(1), rows)
         check_pairs(by[rows[:, 0]], by[rows[:, 1]])
         same = world.similar[rows[:, 0]][:, rows[:, 1]].to(device)
-        both = rows.to(device).T.flatten()
-        vectors, logits = model(world.tokens[both], world.library[both])
-        first, second = vectors.chunk(2)
-        loss = ranking_loss(first, second, scale=settings.scale, same=same)
-        return loss + router_loss(logits, world.library[both]) if model.routing == "router" else loss
+        rows = rows.to(device)
+        return pair_loss(model, world.tokens[rows.T.flatten()], world.library[rows[:, 0]], same, settings.scale)
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, fused=True)
-    with seeded(seed):
-        fit(model, loss_at, steps=steps, optimizer=optimizer, schedule="linear", warmup=min(20, steps))
-    return model.eval()
+    return fine_tune(model, loss_at, settings, seed, steps)
 
 
 def cited_arms(settings: MixtureSettings, seed: int, device: torch.device) -> Arms:

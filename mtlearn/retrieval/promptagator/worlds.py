@@ -60,7 +60,7 @@ def sectioned(page: Page) -> str:
     """A page as a document of six sections: extended summary, Parameters (its first words), Returns, Notes, Examples, the rest."""
     named = ("Extended Summary", "Parameters", "Returns", "Notes", "Examples")
     left_out = {*named, "See Also", "References"}
-    own = {word for part in page.name.split(".")[-1:] for word in words(part)}
+    own = set(words(page.name.rpartition(".")[2]))
     parts = [page.section(name) for name in named] + ["\n".join(text for name, text in page.sections if name not in left_out)]
     parts[1] = _first_words(parts[1], PARAMETERS)
     # the function's own name would give the page away: it stands in every example

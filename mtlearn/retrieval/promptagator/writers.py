@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -113,7 +114,7 @@ class WordTable:
 
 
 def logistic_regression(features: Tensor, labels: Tensor, c: float) -> tuple[Tensor, Tensor]:
-    """Weights (f,) and intercept () of the minimum above, by Newton's method; the intercept is not penalised.
+    """Weights (f,) and intercept () of the minimum above, by scikit-learn; the intercept is not penalised.
 
     Args:
         features: (n, f) float64.
@@ -127,26 +128,8 @@ def logistic_regression(features: Tensor, labels: Tensor, c: float) -> tuple[Ten
         raise ValueError(f"c must be above 0, got {c}")
     if not 0 < int(labels.sum()) < len(labels):
         raise ValueError(f"labels must have both values, got {int(labels.sum())} true of {len(labels)}")
-    inputs = F.pad(features, (0, 1), value=1.0)  # the last weight is the intercept
-    target, penalty = labels.double(), torch.ones(inputs.shape[1], dtype=torch.float64)
-    penalty[-1] = 0
-
-    def objective(weights: Tensor) -> Tensor:
-        return c * F.binary_cross_entropy_with_logits(inputs @ weights, target, reduction="sum") + (penalty * weights**2).sum() / 2
-
-    weights = torch.zeros(inputs.shape[1], dtype=torch.float64)
-    for _ in range(50):
-        chance = (inputs @ weights).sigmoid()
-        gradient = c * inputs.T @ (chance - target) + penalty * weights
-        if gradient.abs().max() < 1e-9:
-            break
-        curvature = c * inputs.T @ (inputs * (chance * (1 - chance))[:, None]) + penalty.diag()
-        step = torch.linalg.solve(curvature, gradient)
-        size = 1.0
-        while objective(weights - size * step) > objective(weights) and size > 1e-6:  # far from the minimum a whole step can be too long
-            size /= 2
-        weights = weights - size * step
-    return weights[:-1], weights[-1]
+    found = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-10).fit(features.numpy(), labels.numpy())
+    return torch.from_numpy(found.coef_[0]), torch.tensor(float(found.intercept_[0]), dtype=torch.float64)
 
 
 def gumbel_top(scores: Tensor, count: int, *, temperature: float, generator: torch.Generator | None = None) -> Tensor:

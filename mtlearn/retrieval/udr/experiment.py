@@ -114,6 +114,7 @@ def study(kind: Kind, settings: UDRSettings, seed: int, device: torch.device) ->
         "surface": lambda number, k: likeness[number].topk(k, 1).indices,
         "model's own choice": own_choice(world, model),
     }
+    first = first_candidates(world, recipe.candidates)
     trained: dict[str, UnifiedRetriever] = {}
     variants: dict[str, dict[str, object]] = {
         "UDR": {},
@@ -132,7 +133,7 @@ def study(kind: Kind, settings: UDRSettings, seed: int, device: torch.device) ->
     arms: Arms = {}
     for arm, options in variants.items():
         calls: list[int] = []
-        trained[arm] = train_retriever(world, model, **{"recipe": recipe, "seed": seed, "calls": calls, **options})  # type: ignore[arg-type]
+        trained[arm] = train_retriever(world, model, **{"recipe": recipe, "seed": seed, "first": first, "calls": calls, **options})  # type: ignore[arg-type]
         told = bool(options.get("told", True))
         choosers[arm] = by_retriever(world, trained[arm], told=told)
         arms[arm] = {"scored": calls[0] / 1000}
@@ -144,7 +145,7 @@ def study(kind: Kind, settings: UDRSettings, seed: int, device: torch.device) ->
         arms[arm]["accuracy_other_model"] = accuracy(world, other, choosers[arm], settings.shown)["accuracy"]
     seen = [i for i, task in enumerate(world.tasks) if task.instruction not in UNSEEN]
     unseen = [i for i in range(len(world.tasks)) if i not in seen]
-    partial = train_retriever(world.take(seen), model, recipe=recipe, seed=seed, numbers=seen)
+    partial = train_retriever(world.take(seen), model, recipe=recipe, seed=seed, first=[first[i] for i in seen], numbers=seen)
     left = world.take(unseen)
     for arm, chooser in (
         ("UDR", by_retriever(world, trained["UDR"])),
@@ -155,7 +156,7 @@ def study(kind: Kind, settings: UDRSettings, seed: int, device: torch.device) ->
         arms.setdefault(arm, {})["accuracy_unseen"] = found["accuracy"]
     if kind == "digits":
         alone = [
-            train_retriever(world.take([i]), model, recipe=replace(recipe, steps=settings.alone), seed=seed, numbers=[i])
+            train_retriever(world.take([i]), model, recipe=replace(recipe, steps=settings.alone), seed=seed, first=[first[i]], numbers=[i])
             for i in range(len(world.tasks))
         ]
         arms["a retriever a task"] = measured(lambda number, k: by_retriever(world, alone[number])(number, k))
@@ -248,6 +249,7 @@ def train_retriever(
     *,
     recipe: Recipe,
     seed: int,
+    first: Sequence[Tensor] | None = None,
     loss: Loss = "udr",
     told: bool = True,
     numbers: Sequence[int] | None = None,
@@ -261,6 +263,7 @@ def train_retriever(
         model: that gives the feedback.
         recipe: of training.
         seed: of weights and draws; the same for every variant.
+        first: of :func:`first_candidates`, where several retrievers of one world are trained; worked out when omitted.
         loss: "udr", "predicted" (the code's weights), "in-batch" (lambda = 0) or "epr".
         told: whether the retriever gets the instruction.
         numbers: of the world's tasks among the model's; their own order when omitted.
@@ -277,11 +280,12 @@ def train_retriever(
     instructions = [task.instruction if told else (ANY,) for task in world.tasks]
     chance = task_probabilities(torch.tensor([len(rows) for rows in world.train]), recipe.alpha)
     optimizer = torch.optim.Adam(retriever.parameters(), lr=recipe.rate, fused=True)
+    first = first_candidates(world, recipe.candidates) if first is None else first
     for iteration in range(recipe.iterations):
         lists = []
-        for rows, candidates, score, instruction in zip(world.train, kept, scorers, instructions, strict=True):
+        for rows, candidates, score, instruction, nearest in zip(world.train, kept, scorers, instructions, first, strict=True):
             most = min(recipe.candidates, len(rows) - 1)
-            candidates.add(_first(world.kind, rows, most) if iteration == 0 else _mined(retriever, rows, instruction, most), score)
+            candidates.add(nearest[:, :most] if iteration == 0 else _mined(retriever, rows, instruction, most), score)
             lists.append(candidates.best())
         steps = recipe.steps * (iteration + 1) // recipe.iterations - recipe.steps * iteration // recipe.iterations
 
@@ -318,10 +322,13 @@ def _columns(order: Tensor, listed: int, loss: Loss, draws: torch.Generator) -> 
     return torch.cat([best, worst], 1).to(order.device)
 
 
-def _first(kind: Kind, rows: Rows, count: int) -> Tensor:
-    """The nearest by the likeness of the whole, a row itself left out: (n, count)."""
-    found = surface(kind, rows.inputs, rows.inputs)
-    return found.fill_diagonal_(-torch.inf).topk(count, 1).indices
+def first_candidates(world: World, count: int) -> list[Tensor]:
+    """The nearest by the likeness of the whole of each task's rows, a row itself left out: (n, count), or all others where there are fewer."""
+    found = []
+    for rows in world.train:
+        likeness = surface(world.kind, rows.inputs, rows.inputs).fill_diagonal_(-torch.inf)
+        found.append(likeness.topk(min(count, len(rows) - 1), 1).indices)
+    return found
 
 
 @torch.no_grad()
