@@ -21,7 +21,8 @@ from mtlearn.layers.embedding import embed
 from mtlearn.retrieval.xmc import experiment as xmc
 from mtlearn.retrieval.xmc.encoder import encode
 from mtlearn.retrieval.xmc.exercises import EXERCISES
-from mtlearn.retrieval.xmc.explorer import arrows, frontier, level
+from mtlearn.retrieval.xmc.explorer import explorer as arrows
+from mtlearn.retrieval.xmc.explorer import frontier, level
 from mtlearn.retrieval.xmc.method import (
     DualEncoder,
     LabelHead,

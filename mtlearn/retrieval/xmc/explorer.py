@@ -47,11 +47,6 @@ def _mean_over_draws(scores: Tensor, targets: Tensor, k: int, alpha: float) -> T
 
 
 def explorer() -> Explorer:
-    """Eight scores, three of them right: drag one, and see which way each loss pushes it."""
-    return arrows()
-
-
-def arrows() -> Explorer:
     """Eight scores, three of them right, and the arrows of three losses. Drag a bar, or use the arrow keys."""
     chosen = [1]
 
