@@ -234,6 +234,90 @@ def merge(
     print(f"wrote {path}, {path.stat().st_size:,} bytes")
 
 
+@app.command()
+def mmteb(
+    encoder: Annotated[str, typer.Argument(help="module:function, from a list of texts to (n, d) numbers; a module of this folder will do.")],
+    category: Annotated[str | None, typer.Option(help="Tasks of one category only, such as Retrieval.")] = None,
+    real: Annotated[bool, typer.Option("--real", help="Also Cranfield, SICK, STS and MSR: `mtlearn data fetch cranfield sts`.")] = False,
+    alone: Annotated[bool, typer.Option("--alone", help="Without the encoders that stand beside.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the pages, pairs and names that are drawn.")] = 0,
+    store: Annotated[Path | None, typer.Option(help="Folder of the scores; mmteb in the folder of results when omitted.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Score everything anew.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Score a text encoder on the small embedding benchmark, beside classical embedders and the suite's own."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from mtlearn.retrieval.mmteb.leaderboard import Board, peers, summary
+    from mtlearn.retrieval.mmteb.models import load_encoder
+    from mtlearn.retrieval.mmteb.tasks import CATEGORIES
+    from mtlearn.retrieval.mmteb.worlds import benchmark, real_tasks
+    from mtlearn.tables import nearest
+
+    encode = load_encoder(encoder)
+    if category is not None and category not in CATEGORIES:
+        raise ValueError(f"there is no category {category!r}{nearest(category, CATEGORIES)}; the categories are {', '.join(CATEGORIES)}")
+    tasks = [task for task in (*benchmark(seed), *(real_tasks() if real else ())) if category in (None, task.category)]
+    board, console = Board(store), Console(stderr=True)
+    runs = {encoder: encode} | ({} if alone else {name: other for name, other in peers(tasks, seed=seed).items() if name != encoder})
+    found: dict[str, dict[str, float]] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=len(runs) * len(tasks))
+        for number, (name, run) in enumerate(runs.items()):
+            progress.update(bar, description=name, completed=number * len(tasks))
+            try:
+                found[name] = board.run(name, run, tasks, fresh=fresh, on_score=lambda *_: progress.advance(bar))
+            except KeyboardInterrupt:
+                progress.stop()
+                print(f"interrupted: finished scores are in {board.path(name)}, the same command goes on from there", file=sys.stderr)
+                raise typer.Exit(INTERRUPTED) from None
+    rows = summary(found, tasks)
+    if as_json:
+        print(json.dumps({"encoder": encoder, "seed": seed, "scores": found[encoder], "board": rows}, indent=2))
+        return
+    _print_board(encoder, rows, {task.name: (task.category, task.measure) for task in tasks}, found)
+
+
+def _print_board(encoder: str, rows: "Sequence[dict[str, Any]]", tasks: dict[str, tuple[str, str]], found: dict[str, dict[str, float]]) -> None:
+    """The encoder's tasks, each beside the best of the others; then all encoders by category."""
+    import rich.box
+    from rich.table import Table
+
+    others = [name for name in found if name != encoder]
+    table = Table(box=rich.box.SIMPLE_HEAD)
+    for heading in ("category", "task", "main score", "", *(("best of the others",) if others else ())):
+        table.add_column(heading, justify="right" if not heading else "left")
+    last = ""
+    for task, (category, measure) in tasks.items():
+        best = max(others, key=lambda name: found[name][task], default="")
+        beside = (_plain(f"{found[best][task]:.3f} {best}"),) if best else ()
+        table.add_row(category if category != last else "", _plain(task), measure, f"{found[encoder][task]:.3f}", *beside)
+        last = category
+    _console().print(table)
+    kinds = list(rows[0]["categories"])
+    board = Table(box=rich.box.SIMPLE_HEAD)
+    for heading in ("encoder", "mean", "type mean", *(("beaten",) if others else ()), *kinds):
+        board.add_column(heading, justify="left" if heading == "encoder" else "right", no_wrap=heading in ("encoder", "mean"))
+    for row in rows:
+        points = (f"{row['borda']:.1f}",) if others else ()
+        values = [f"{row[name]:.3f}" for name in ("mean", "type mean")]
+        board.add_row(
+            _plain(row["encoder"]),
+            *values,
+            *points,
+            *(f"{row['categories'][kind]:.3f}" for kind in kinds),
+            style="bold" if row["encoder"] == encoder else "",
+        )
+    _console(wide=200).print(board)
+    if others:
+        note = (
+            "beaten: other encoders, a task, a tie is half of one (Borda). The suite's encoders have seen docstrings of these libraries in training."
+        )
+        _console().print(note, style="dim")
+
+
 @data_app.command("list")
 def data_list() -> None:
     """List every file: dataset, size, licence, where it is."""
