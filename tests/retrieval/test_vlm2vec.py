@@ -514,10 +514,10 @@ def test_records_of_the_benchmark() -> None:
         (lambda: model()(Inputs(torch.tensor([[IMAGE]]), torch.rand(1, 1, 16, 8))), "images must be (m, 1, 8, 16), got (1, 1, 16, 8)"),
         (lambda: model()(Inputs(torch.tensor([[99]]))), "tokens must be between 0 and 35, got 99 to 99"),
         (lambda: model(longest=4)(Inputs(torch.tensor([[3] * 5]))), "the input has 5 tokens, 1 more than the 4 positions"),
-        (lambda: model(pooling="first"), "pooling must be one of last, mean, got 'first'"),
-        (lambda: pool(torch.rand(1, 2, 3), torch.ones(1, 2, dtype=torch.bool), "eos"), "pooling must be one of last, mean, got 'eos'"),  # type: ignore[arg-type]
-        (lambda: pool(torch.rand(2, 2, 3), torch.tensor([[True, True], [False, False]])), "row 1 of the mask is empty"),
-        (lambda: pool(torch.rand(2, 2, 3), torch.ones(2, 3, dtype=torch.bool)), "states (n, length, width) and a bool mask (n, length)"),
+        (lambda: model(pooling="first"), "pooling must be one of cls, mean, last, got 'first'"),
+        (lambda: pool(torch.rand(1, 2, 3), torch.ones(1, 2, dtype=torch.bool), "eos"), "pooling must be one of cls, mean, last, got 'eos'"),  # type: ignore[arg-type]
+        (lambda: pool(torch.rand(2, 2, 3), torch.tensor([[True, True], [False, False]])), "row 1 of the mask has no token"),
+        (lambda: pool(torch.rand(2, 2, 3), torch.ones(2, 3, dtype=torch.bool)), "states must be (n, length, width) and mask (n, length)"),
         (lambda: VisionLanguageModel(9, (1, 8, 16), 3), "patches of 3 x 3 do not tile an image of 8 x 16"),
         (lambda: VisionLanguageModel(2, (1, 8, 16), 4), "at least three words"),
         (lambda: collate([Item()], worlds.VOCABULARY), "item 0 is empty: it needs an image or a word"),

@@ -36,7 +36,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +45,10 @@ from torch.nn import functional as F
 from mtlearn.layers.contrastive import info_nce
 from mtlearn.layers.lora import add_lora
 from mtlearn.layers.pretrained import pretrained
-from mtlearn.layers.text_encoders import Body, TokenEncoder, masked_mean
+from mtlearn.layers.text_encoders import Body, TokenEncoder
 from mtlearn.layers.tokens import PADDING, UNSEEN, Tokeniser, check_range, cut, padded, replace_words
+from mtlearn.retrieval.pooling import Pooling, check_pooling, pool
 
-Pooling = Literal["cls", "mean", "last"]
 SPECIAL = ("[PAD]", "[EOS]", "[SEP]", "[CLS]", "[MASK]")
 END, SEPARATOR, START, MASK = 1, 2, 3, 4
 _PIECE = re.compile(r"[a-z]+|[0-9]")
@@ -289,29 +289,6 @@ def masked_word_loss(body: TokenEncoder, tokens: Tensor, *, generator: torch.Gen
 # --------------------------------------------------------------------------------------------------------------------------- retriever
 
 
-def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """One vector (n, width) of the states (n, length, width) of each text.
-
-    ``"cls"`` takes the first token of the mask, ``"last"`` its last one, wherever the padding is; ``"mean"`` the mean of all.
-
-    Raises:
-        ValueError: an unknown pooling, shapes that do not fit, or a row of the mask without a token.
-    """
-    if pooling not in get_args(Pooling):
-        raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
-    if states.dim() != 3 or mask.shape != states.shape[:2]:
-        raise ValueError(f"states must be (n, length, width) and mask (n, length), got {tuple(states.shape)} and {tuple(mask.shape)}")
-    mask = mask.bool()
-    if not mask.any(1).all():
-        row = int((~mask.any(1)).nonzero()[0])
-        raise ValueError(f"row {row} of the mask has no token; every text needs at least one")
-    if pooling == "mean":
-        return masked_mean(states, mask)
-    place = torch.arange(mask.shape[1], device=mask.device)
-    column = (place * mask).argmax(1) if pooling == "last" else mask.int().argmax(1)
-    return states[torch.arange(len(states), device=states.device), column]
-
-
 class DenseRetriever(nn.Module):
     """A backbone and how its states become one vector; queries and documents share it.
 
@@ -326,8 +303,7 @@ class DenseRetriever(nn.Module):
 
     def __init__(self, body: Body, pooling: Pooling = "last", *, end: int | None = END) -> None:
         super().__init__()
-        if pooling not in get_args(Pooling):
-            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
+        check_pooling(pooling)
         self.body, self.pooling, self.end = body, pooling, end
 
     def forward(self, tokens: Tensor) -> Tensor:

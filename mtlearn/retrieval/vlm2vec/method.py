@@ -37,10 +37,10 @@ from mtlearn.layers.attention import Transformer
 from mtlearn.layers.contrastive import cached_gradients, info_nce
 from mtlearn.layers.lora import add_lora
 from mtlearn.layers.tokens import PADDING, check_range, padded, words
+from mtlearn.retrieval.pooling import Pooling, check_pooling, pool
 
 IMAGE = 1  # the token in whose place the patches of an image stand
 SLOT = "[IMAGE]"
-Pooling = Literal["last", "mean"]
 
 # ------------------------------------------------------------------------------------------------------------------- what is read
 
@@ -97,31 +97,6 @@ def joined(parts: Sequence[Inputs]) -> Inputs:
     return Inputs(torch.cat([F.pad(part.tokens, (0, length - part.tokens.shape[1])) for part in parts]), torch.cat(images) if images else None)
 
 
-def pool(states: Tensor, mask: Tensor, pooling: Pooling = "last") -> Tensor:
-    """One vector a row: the state of its last token, wherever padding stands, or the mean of its tokens.
-
-    Args:
-        states: (n, length, width).
-        mask: bool (n, length), what is no padding; left, right or both.
-        pooling: "last", or "mean".
-
-    Raises:
-        ValueError: unknown pooling, shapes that do not fit, or a row that is all padding.
-    """
-    if pooling not in get_args(Pooling):
-        raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
-    if states.dim() != 3 or mask.shape != states.shape[:2] or mask.dtype != torch.bool:
-        raise ValueError(f"states (n, length, width) and a bool mask (n, length) are needed, got {tuple(states.shape)} and {tuple(mask.shape)}")
-    empty = ~mask.any(1)
-    if empty.any():
-        raise ValueError(f"row {int(empty.nonzero()[0, 0])} of the mask is empty: every row needs a token")
-    if pooling == "mean":
-        return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-    place = torch.arange(mask.shape[1], device=mask.device)
-    last = (place * mask).argmax(1)  # (n,): the largest place that is no padding
-    return states[torch.arange(len(states), device=states.device), last]
-
-
 # ----------------------------------------------------------------------------------------------------------------------- the model
 
 
@@ -162,8 +137,7 @@ class VisionLanguageModel(nn.Module):
             raise ValueError(f"patches of {patch} x {patch} do not tile an image of {height} x {across}")
         if words < 3 or longest < 1:
             raise ValueError(f"at least three words (padding, image, one more) and one position are needed, got {words} and {longest}")
-        if pooling not in get_args(Pooling):
-            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
+        check_pooling(pooling)
         self.image, self.patch, self.pooling, self.longest = image, patch, pooling, longest
         self.patches = (height // patch) * (across // patch)
         self.word = nn.Embedding(words, width)
