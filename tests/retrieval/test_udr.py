@@ -1,6 +1,8 @@
 """Ranks, losses, sampling and mining of UDR against explicit loops; feedback of language models; worlds, experiment, explorers."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +39,18 @@ from mtlearn.retrieval.udr.worlds import ASKED, PLACES, Copier, Source, answer_o
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_code_s_losses_are_those_of_the_public_code() -> None:
+    cases = json.loads((Path(__file__).parent / "public" / "udr.json").read_text())["cases"]
+    assert len(cases) == 2
+    for case in cases:
+        queries, candidates = (torch.tensor(case[name], dtype=torch.float64) for name in ("queries", "candidates"))
+        similarities = torch.einsum("bd,bld->bl", queries, candidates)
+        scores = -torch.arange(similarities.shape[1], dtype=torch.float64).expand_as(similarities)  # the list is in the model's order there
+        assert rank_loss(similarities, scores, weight="predicted").item() == pytest.approx(case["ranking"], rel=1e-6)
+        best = torch.zeros(len(queries), dtype=torch.int64)
+        assert in_batch_loss(queries, candidates, best).item() == pytest.approx(case["in-batch"], rel=1e-9)
 
 
 # feedback

@@ -1,7 +1,9 @@
 """The losses of many positives against explicit loops and gradients; the soft top k; all labels in little memory; worlds, experiment, explorers."""
 
+import json
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +44,25 @@ from mtlearn.retrieval.xmc.worlds import World, easy_and_hard, link_texts, param
 
 def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def test_losses_and_gradients_are_those_of_the_public_code() -> None:
+    stored = json.loads((Path(__file__).parent / "public" / "xmc.json").read_text())
+    pairs = torch.tensor(stored["pairs"])
+    ways = {
+        "softmax": softmax_loss,
+        "decoupled-softmax": decoupled_softmax,
+        "bce": binary_loss,
+        "topk": lambda scores, targets: soft_top_k_loss(scores, targets, k=3, alpha=2.0, steps=80),
+    }
+    assert set(stored["losses"]) == set(ways)
+    for name, way in ways.items():
+        scores = torch.tensor(stored["scores"], dtype=torch.float64, requires_grad=True)
+        loss = way(scores, pairs)
+        loss.backward()
+        wanted = stored["losses"][name]
+        assert loss.item() == pytest.approx(wanted["loss"], rel=1e-9), name
+        torch.testing.assert_close(scores.grad, torch.tensor(wanted["gradient"], dtype=torch.float64), rtol=1e-8, atol=1e-10)
 
 
 def some_targets(rows: int, labels: int, seed: int = 0, most: int = 4) -> Tensor:
