@@ -62,7 +62,7 @@ def direct(v: Tensor, k: Tensor, reverse: Tensor, b: Tensor) -> Tensor:
     """The sum by a Toeplitz matrix for each channel."""
     length = v.shape[1]
     lag = torch.arange(length)[:, None] - torch.arange(length)
-    matrix = torch.where(lag >= 0, k[:, lag.clamp(min=0)], 0) + torch.where(lag <= 0, reverse[:, (-lag).clamp(min=0)], 0)
+    matrix = torch.where(lag >= 0, k[:, lag.clamp(min=0)], 0) + torch.where(lag < 0, reverse[:, (-lag - 1).clamp(min=0)], 0)
     return torch.einsum("cij,bjc->bic", matrix, v) + b * v
 
 

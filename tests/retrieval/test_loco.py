@@ -1,8 +1,10 @@
 """M2-BERT's layers against explicit sums and matrices, losses against public ones, readers, the benchmark; worlds, experiment, explorers."""
 
+import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,33 +71,65 @@ def tokens_of(rows: int, length: int, seed: int = 0) -> Tensor:
 # the long convolution
 
 
-def by_sums(v: Tensor, k: Tensor, reverse: Tensor, b: Tensor) -> Tensor:
+def by_sums(v: Tensor, k: Tensor, reverse: Tensor, b: Tensor, first_lag: int = 1) -> Tensor:
     """The two sums as they are written, token by token."""
     y = b * v
     for i in range(v.shape[1]):
         for j in range(v.shape[1]):
             if j <= i:
                 y[:, i] = y[:, i] + k[:, i - j] * v[:, j]
-            if j >= i:
-                y[:, i] = y[:, i] + reverse[:, j - i] * v[:, j]
+            if j >= i + first_lag:
+                y[:, i] = y[:, i] + reverse[:, j - i - first_lag] * v[:, j]
     return y
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("length", [1, 2, 7, 16])
-def test_the_transform_is_the_sum(dtype: torch.dtype, tolerance: float, length: int) -> None:
+@pytest.mark.parametrize("first_lag", [0, 1])
+def test_the_transform_is_the_sum(dtype: torch.dtype, tolerance: float, length: int, first_lag: int) -> None:
     v, k, reverse, b = drawn(2, length, 3), drawn(3, length, seed=1), drawn(3, length, seed=2), drawn(3, seed=3)
-    found = long_convolution(*(part.to(dtype) for part in (v, k, reverse, b)))
-    torch.testing.assert_close(found.double(), by_sums(v, k, reverse, b), atol=tolerance * math.sqrt(length), rtol=tolerance)
+    found = long_convolution(*(part.to(dtype) for part in (v, k, reverse, b)), first_lag=first_lag)
+    torch.testing.assert_close(found.double(), by_sums(v, k, reverse, b, first_lag), atol=tolerance * math.sqrt(length), rtol=tolerance)
 
 
 def test_without_zero_padding_the_end_reaches_the_start() -> None:
     v, k, reverse, b = drawn(1, 8, 2), drawn(2, 8, seed=1), drawn(2, 8, seed=2), drawn(2, seed=3)
     spectrum = torch.fft.rfft(k) + torch.fft.rfft(reverse).conj()
     wrapped = torch.fft.irfft(torch.fft.rfft(v, dim=1) * spectrum.T, n=8, dim=1) + b * v
-    wanted = by_sums(v, k, reverse, b)
+    wanted = by_sums(v, k, reverse, b, 0)
     assert float((wrapped - wanted).abs().max()) > 0.1
-    torch.testing.assert_close(long_convolution(v, k, reverse, b), wanted)
+    torch.testing.assert_close(long_convolution(v, k, reverse, b, first_lag=0), wanted)
+    with pytest.raises(ValueError, match="first_lag must be 1"):
+        long_convolution(v, k, reverse, b, first_lag=2)
+
+
+def test_the_mixer_is_that_of_the_public_code() -> None:
+    stored = json.loads((Path(__file__).parent / "public" / "loco.json").read_text())
+    assert len(stored["cases"]) == 2
+    for case in stored["cases"]:
+        weights = {name: torch.tensor(value) for name, value in case["weights"].items()}
+        mixer = M2Mixer(4, 12, residual=case["residual"], emb_dim=5, filter_width=6)
+        with torch.no_grad():
+            mixer.into.weight.copy_(weights["in_linear.weight"])
+            mixer.into.bias.copy_(weights["in_linear.bias"])
+            mixer.out.weight.copy_(weights["out_linear.weight"])
+            mixer.out.bias.copy_(weights["out_linear.bias"])
+            mixer.short.weight.copy_(weights["short_filter.weight"][:, 0].T)
+            mixer.short.bias.copy_(weights["short_filter.bias"])
+            for ours, name in ((mixer.long, "filter_fn"), (mixer.residual, "filter_fn2")):
+                if ours is None:
+                    continue
+                ours.b.copy_(weights[f"{name}.bias"])
+                for side, public in ((ours.left, "implicit_filter"), (ours.right, "implicit_filter_rev")):
+                    for place in (0, 2, 4):
+                        side.mlp[place].weight.copy_(weights[f"{name}.{public}.{place}.weight"])
+                        side.mlp[place].bias.copy_(weights[f"{name}.{public}.{place}.bias"])
+                        side.mlp[place + 1].w.copy_(weights[f"{name}.{public}.{place + 1}.freq"][0])
+                    side.mlp[6].weight.copy_(weights[f"{name}.{public}.6.weight"])
+        torch.testing.assert_close(mixer(torch.tensor(case["u"])), torch.tensor(case["y"]), atol=2e-6, rtol=1e-5)
+        other = M2Mixer(4, 12, residual=case["residual"], emb_dim=5, filter_width=6, first_lag=0)
+        other.load_state_dict(mixer.state_dict())
+        assert float((other(torch.tensor(case["u"])) - torch.tensor(case["y"])).detach().abs().max()) > 1e-3  # lag 0 in both is another function
 
 
 def test_gradients_of_the_long_convolution() -> None:

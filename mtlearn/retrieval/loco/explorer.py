@@ -216,11 +216,10 @@ def gradients(scale: float) -> tuple[np.ndarray, np.ndarray]:
 @cache
 @torch.no_grad()
 def filters() -> np.ndarray:
-    """Both filters of the reader of whole documents over lags -63 to 63, (channels, 127); lag 0 is in both, and so counted twice."""
+    """Both filters of the reader of whole documents over lags -64 to 63, (channels, 128)."""
     long = cast(LongConv, cast(M2Encoder, models()["whole"]).layers[0].mixer.long)
     left, right = long.left(WORLD.length), long.right(WORLD.length)
-    both = torch.cat([right.flip(1)[:, :-1], (left[:, :1] + right[:, :1]), left[:, 1:]], 1)
-    return both.numpy()
+    return torch.cat([right.flip(1), left], 1).numpy()
 
 
 def pull() -> Explorer:
@@ -243,7 +242,7 @@ def pull() -> Explorer:
             axes.set_ylim(0, 1.15 * float(values.max()))
             axes.set_title(title, loc="left", fontsize=11.5)
         left.legend(loc="best")
-        lags = np.arange(1 - WORLD.length, WORLD.length)
+        lags = np.arange(-WORLD.length, WORLD.length)
         table = filters()
         right.plot(lags, table[::4].T, color=LIGHT, linewidth=1)
         right.plot(lags, table[channel], color=PURPLE)

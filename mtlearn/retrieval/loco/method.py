@@ -14,12 +14,14 @@ from shorter ones, and it is fine-tuned with a loss that asks nothing of a batch
     y = y + LongConv2(u)                       the residual long convolution
     out = y W_out
 
-**The long convolution** looks both ways, channel by channel, with lag 0 in both filters and a weight :math:`b` for the input itself:
+**The long convolution** looks both ways, channel by channel, with a weight :math:`b` for the input itself:
 
-.. math:: y_i = \sum_{j \le i} k_{i-j} v_j + \sum_{j \ge i} k^{rev}_{j-i} v_j + b\, v_i ,
-    \qquad y = \mathrm{irfft}\big((\hat k + \overline{\hat k^{rev}}) \odot \hat v\big)_{:L}
+.. math:: y_i = \sum_{j \le i} k_{i-j} v_j + \sum_{j > i} k^{rev}_{j-i-1} v_j + b\, v_i ,
+    \qquad y = \mathrm{irfft}\big(\widehat{[k, \mathrm{flip}(k^{rev})]} \odot \hat v\big)_{:L}
 
-with Fourier transforms of size :math:`2L`, since a shorter one would wrap around; the conjugate turns a filter in time.
+with Fourier transforms of size :math:`2L`, since a shorter one would wrap around: what stands at place :math:`2L - 1 - j` of the one long filter has
+the lag :math:`-1 - j`. The released code has another form as well, which its mixer does not use: the conjugate of the reverse filter's transform,
+where that filter begins at lag 0, so that lag 0 counts in both (``first_lag=0``).
 
 **The implicit filter** (Hyena) is a function of time: :math:`k_c(t) = \mathrm{MLP}_c(z(t))\, e^{-|\delta_c| t}`,
 :math:`z(t) = [t, \Re e^{-if\omega t}, \Im e^{-if\omega t}]`, activation :math:`\sin(wx)`, :math:`w` trained. Its parameters do not grow with L.
@@ -30,7 +32,8 @@ dimensions for :math:`O(d^{3/2})`.
 **Losses.** OPL :math:`= (\cos(E(q), E(p)) - y)^2` with :math:`y = 1` for a right pair and 0 for a wrong one; MNRL, the softmax over the documents of
 a batch; PL, the vectors of a short-context teacher as targets.
 
-**What differs.** Padding is set to zero where tokens are mixed, so that a text's vector does not depend on its batch. Squared errors stay in float32,
+**What differs.** The frequencies w of the sines are each layer's and each filter's own; the released code shares one set of them among all layers of
+both filters. Padding is set to zero where tokens are mixed, so that a text's vector does not depend on its batch. Squared errors stay in float32,
 where the released code takes bfloat16 (three digits). A layer adds its sequence mixer to its input and normalises, as BERT does; in the released code
 only the MLP is added to what it reads (``skip=False``), which at our size learns more slowly. When a model is made longer the filters' time may
 stretch with it, as in the code, or stay: :func:`extend`.
@@ -119,18 +122,25 @@ class ImplicitFilter(nn.Module):
         return out
 
 
-def long_convolution(v: Tensor, k: Tensor, k_reverse: Tensor, b: Tensor) -> Tensor:
+def long_convolution(v: Tensor, k: Tensor, k_reverse: Tensor, b: Tensor, *, first_lag: int = 1) -> Tensor:
     """Both filters by the fast Fourier transform.
 
     Args:
         v: (B, L, C).
-        k: (C, L), looks to the left.
+        k: (C, L), looks to the left from lag 0 on.
         k_reverse: (C, L), looks to the right.
         b: (C,), weight of the input itself.
+        first_lag: where the reverse filter begins: 1, the next token, or 0, the token itself, which is then in both filters.
+
+    Raises:
+        ValueError: another first lag.
     """
+    if first_lag not in (0, 1):
+        raise ValueError(f"first_lag must be 1 (the released mixer) or 0 (lag 0 in both filters), got {first_lag}")
     length = v.shape[1]
     size = 2 * length  # zero padding: with L the end would wrap around to the start
-    spectrum = torch.fft.rfft(k, n=size) + torch.fft.rfft(k_reverse, n=size).conj()
+    both = torch.cat([k, k_reverse.flip(-1)], -1)  # place 2L - 1 - j has the lag -1 - j
+    spectrum = torch.fft.rfft(both) if first_lag else torch.fft.rfft(k, n=size) + torch.fft.rfft(k_reverse, n=size).conj()
     y: Tensor = torch.fft.irfft(torch.fft.rfft(v, n=size, dim=1) * spectrum.T, n=size, dim=1)[:, :length]
     return y + b * v
 
@@ -142,17 +152,19 @@ class LongConv(nn.Module):
         channels: C.
         longest: tokens at most.
         emb_dim, width: of the filters.
+        first_lag: of the filter to the right, see :func:`long_convolution`.
     """
 
-    def __init__(self, channels: int, longest: int, *, emb_dim: int = 5, width: int = 128) -> None:
+    def __init__(self, channels: int, longest: int, *, emb_dim: int = 5, width: int = 128, first_lag: int = 1) -> None:
         super().__init__()
+        self.first_lag = first_lag
         self.left = ImplicitFilter(channels, longest, emb_dim=emb_dim, width=width)
         self.right = ImplicitFilter(channels, longest, emb_dim=emb_dim, width=width)
         self.b = nn.Parameter(torch.randn(channels))
 
     def forward(self, v: Tensor) -> Tensor:
         """(B, L, C)."""
-        return long_convolution(v, self.left(v.shape[1]), self.right(v.shape[1]), self.b)
+        return long_convolution(v, self.left(v.shape[1]), self.right(v.shape[1]), self.b, first_lag=self.first_lag)
 
 
 class ShortConv(nn.Module):
@@ -185,15 +197,16 @@ class M2Mixer(nn.Module):
         longest: tokens at most.
         residual: whether a second long convolution of the raw input is added.
         emb_dim, filter_width: of the implicit filters.
+        first_lag: of the filters to the right, see :func:`long_convolution`.
     """
 
-    def __init__(self, width: int, longest: int, *, residual: bool = True, emb_dim: int = 5, filter_width: int = 128) -> None:
+    def __init__(self, width: int, longest: int, *, residual: bool = True, emb_dim: int = 5, filter_width: int = 128, first_lag: int = 1) -> None:
         super().__init__()
         self.longest = longest
         self.into, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.short = ShortConv(3 * width)
-        self.long = LongConv(width, longest, emb_dim=emb_dim, width=filter_width)
-        self.residual = LongConv(width, longest, emb_dim=emb_dim, width=filter_width) if residual else None
+        self.long = LongConv(width, longest, emb_dim=emb_dim, width=filter_width, first_lag=first_lag)
+        self.residual = LongConv(width, longest, emb_dim=emb_dim, width=filter_width, first_lag=first_lag) if residual else None
 
     def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, L, d).
@@ -330,6 +343,7 @@ class M2Config:
         residual: the second long convolution.
         skip: whether a layer adds its sequence mixer to its input; the released code does not.
         emb_dim, filter_width: of the implicit filters.
+        first_lag: of the filters to the right, 1 or 0, see :func:`long_convolution`.
         std: of the table of words at the start; BERT's.
         pooling: "pooler" (first token, dense and tanh: the paper's code), "first" (that token's state) or "mean".
     """
@@ -345,6 +359,7 @@ class M2Config:
     skip: bool = True
     emb_dim: int = 5
     filter_width: int = 128
+    first_lag: int = 1
     std: float = 0.02
     pooling: Pooling = "pooler"
 
@@ -354,7 +369,14 @@ class M2Layer(nn.Module):
 
     def __init__(self, config: M2Config) -> None:
         super().__init__()
-        self.mixer = M2Mixer(config.width, config.longest, residual=config.residual, emb_dim=config.emb_dim, filter_width=config.filter_width)
+        self.mixer = M2Mixer(
+            config.width,
+            config.longest,
+            residual=config.residual,
+            emb_dim=config.emb_dim,
+            filter_width=config.filter_width,
+            first_lag=config.first_lag,
+        )
         self.mlp = GatedMLP(config.width, config.hidden, config.blocks, monarch=config.monarch)
         self.norm1 = nn.LayerNorm(config.width) if config.skip else None
         self.norm2 = nn.LayerNorm(config.width)
