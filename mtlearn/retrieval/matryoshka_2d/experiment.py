@@ -44,7 +44,7 @@ class Recipe:
     width: int = 64
     heads: int = 4
     hidden: int = 128
-    steps: int = 180
+    steps: int = 300
     rate: float = 3e-3
     batch: int = 64
     warmup: int = 50
