@@ -769,6 +769,11 @@ def test_tasks_are_dropped_by_rule_and_by_hand() -> None:
     assert "69 of 70" in shown.text and "clicked: 1" in shown.text
     shown.point("press", 3.0, 5.0)
     assert "70 of 70" in shown.text
+    shown.point("key", 0.0, 0.0, key="ArrowRight")
+    assert "69 of 70" in shown.text
+    shown.point("key", 0.0, 0.0, key="ArrowLeft")
+    shown.point("key", 0.0, 0.0, key="Escape")
+    assert "70 of 70" in shown.text
     shown.point("press", 3.0, 6.0)
     shown.preset("reset")
     assert "40 of 70" in shown.text and "clicked: 0" in shown.text

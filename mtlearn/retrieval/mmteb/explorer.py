@@ -112,9 +112,11 @@ def explorer() -> Explorer:
     def on_pointer(event: PointerEvent) -> None:
         if event.kind == "press" and event.axes == 0:
             clicked.symmetric_difference_update({int(np.clip(round(event.y), 0, count - 1))})
+        elif step := {"ArrowLeft": -1, "ArrowRight": 1}.get(event.key, 0) if event.kind == "key" else 0:
+            shown_explorer.set(dropped=shown_explorer.controls["dropped"].value + step)
 
     most = min(len(path(rule).removed) for rule in RULES.values())
-    return Explorer(
+    shown_explorer = Explorer(
         draw,
         {"dropped": slider("tasks dropped, best predicted first", 3 * most // 4, 0, most), "rule": menu("there must", list(RULES))},
         title="Which tasks can go?",
@@ -129,6 +131,7 @@ def explorer() -> Explorer:
             "nothing must stay": {"dropped": most, "rule": "nothing must stay"},
         },
     )
+    return shown_explorer
 
 
 def _spans(kinds: tuple[str, ...]) -> list[tuple[int, int, str]]:
