@@ -299,7 +299,7 @@ def _print_board(encoder: str, rows: "Sequence[dict[str, Any]]", tasks: dict[str
     kinds = list(rows[0]["categories"])
     board = Table(box=rich.box.SIMPLE_HEAD)
     for heading in ("encoder", "mean", "type mean", *(("beaten",) if others else ()), *kinds):
-        board.add_column(heading, justify="left" if heading == "encoder" else "right", no_wrap=heading in ("encoder", "mean"))
+        board.add_column(heading, justify="left" if heading == "encoder" else "right", no_wrap=heading in ("encoder", "mean"), overflow="fold")
     for row in rows:
         points = (f"{row['borda']:.1f}",) if others else ()
         values = [f"{row[name]:.3f}" for name in ("mean", "type mean")]
