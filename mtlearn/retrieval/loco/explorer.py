@@ -123,7 +123,7 @@ def explorer() -> Explorer:
         )
 
     controls = {
-        "depth": slider("depth: second key at word", 21, 2, WORLD.length),
+        "depth": slider("depth: second key at word", 36, 2, WORLD.length),
         "gap": slider("words from the first key to it", 9, 1, 40),
         "window": choice("window S", [*WINDOWS, WORLD.length]),
         "document": slider("document", 25, 0, DOCUMENTS - 1),
