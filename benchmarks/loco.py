@@ -1,47 +1,22 @@
 """LoCo: the sequence mixer beside attention up to 32,768 tokens, its convolution beside a direct sum, block-diagonal beside dense matrices."""
 
-import time
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from ratios import ratios
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from mtlearn.retrieval.loco.experiment import Attention, seconds
 from mtlearn.retrieval.loco.method import GatedMLP, M2Mixer, Monarch, long_convolution
 
 LENGTHS = (512, 2048, 8192, 32_768)
-WIDTH, HEADS = 64, 4
-
-
-class Attention(nn.Module):
-    """What stands in the mixer's place elsewhere, by torch's own kernel, which never holds the whole table."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.into, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, u: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in self.into(u).chunk(3, -1))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-def processor(call: Callable[[], object], repeats: int) -> float:
-    """Best of some calls by the processor's clock, in ms."""
-    best = float("inf")
-    for _ in range(repeats):
-        began = time.process_time()
-        call()
-        best = min(best, time.process_time() - began)
-    return 1e3 * best
+WIDTH = 64
 
 
 def scaling() -> None:
     """Time by length, and the exponent."""
-    mixer, attention = M2Mixer(WIDTH, max(LENGTHS)).eval(), Attention().eval()
+    mixer, attention = M2Mixer(WIDTH, max(LENGTHS)).eval(), Attention(WIDTH).eval()
     x = torch.randn(1, max(LENGTHS), WIDTH)
     spent: dict[str, list[float]] = {"mixer": [], "attention": []}
     table = Table(title="One layer's mixing of tokens, 64 wide, ms of the processor, one thread", title_justify="left")
@@ -49,7 +24,7 @@ def scaling() -> None:
         table.add_column(heading, justify="right")
     for length in LENGTHS:
         for name, layer in (("mixer", mixer), ("attention", attention)):
-            spent[name].append(processor(lambda layer=layer, length=length: layer(x[:, :length]), 5 if length < 32_768 else 2))
+            spent[name].append(1e3 * seconds(lambda layer=layer, length=length: layer(x[:, :length]), 5 if length < 32_768 else 2))
         a, b = (spent[name][-1] for name in spent)
         table.add_row(f"{length:,}", f"{a:.1f}", f"{b:.1f}", f"{b / a:.2f}")
     slopes = {name: float(np.polyfit(np.log(LENGTHS), np.log(values), 1)[0]) for name, values in spent.items()}

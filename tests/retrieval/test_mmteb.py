@@ -565,7 +565,7 @@ def test_published_collections(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_collections_for_single_questions() -> None:
-    collection, copies = near_copies(0, SMALL, copies=5)
+    collection, copies = near_copies(benchmark(0, SMALL), 0, SMALL, copies=5)
     assert copies == 5 and len(collection) == 13 and all(task.category == "Retrieval" for task in collection[:5])
     assert len({task.queries for task in collection[:5]}) == 5 and "Retrieval" not in {task.category for task in collection[5:]}
     pool = scipy_retrieval(0, 10, 50)

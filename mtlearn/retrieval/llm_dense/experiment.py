@@ -546,7 +546,7 @@ def task_arms(name: str, found: Shelf, settings: LLMDenseSettings, seed: int, de
     """Ability six: one model for all tasks, each batch from one of them, against one model a task with as many steps of each."""
     words, recipe, each = found.words.with_start(name == ENCODER), settings.recipe, settings.task_steps
     packs = make_tasks(settings, words, device)
-    single, joint = dict[str, float](), dict[str, float]()
+    single = dict[str, float]()
     for number, (task, packed) in enumerate(packs.items()):
         model = found.retriever(name, seed).to(device)
         loss_at = task_loss(model, [packed], torch.zeros(each, dtype=torch.int64), recipe, seed, first=number)
@@ -837,7 +837,7 @@ def measure_encoder(model: nn.Module) -> dict[str, float]:
     return found | {f"followed, {wording}": followed(retriever, world, wording)["followed"] for wording in ("seen", "unseen")}
 
 
-SHOWN = ("in-domain", "data efficiency", "zero-shot", "length", "instructions", "multi-task")
+SHOWN = tuple(ABILITIES)
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,12 @@ from mtlearn.retrieval.mmteb.method import (
     random_subsets,
     select_tasks,
     spearman,
+    type_means,
     within,
 )
 from mtlearn.retrieval.mmteb.models import KINDS, classical, suite
 from mtlearn.retrieval.mmteb.published import Published, read_published
-from mtlearn.retrieval.mmteb.tasks import CATEGORIES, Cached, Clustering, Retrieval, Task, evaluate
+from mtlearn.retrieval.mmteb.tasks import CATEGORIES, Cached, Clustering, Retrieval, Task, evaluate, texts_of
 from mtlearn.retrieval.mmteb.worlds import Sizes, benchmark, groups_of, library_pages, near_copies, real_tasks, scipy_retrieval
 
 THRESHOLDS = (0.95, 0.9, 0.8)
@@ -71,18 +72,18 @@ class MMTEBSettings(Settings):
 def run(settings: MMTEBSettings, seed: int, device: torch.device) -> Arms:
     """All arms of one seed. Encoders and scores live on the CPU whatever ``device`` is."""
     tasks = benchmark(seed, settings.sizes) + (real_tasks() if settings.published else ())
+    groups = groups_of(tasks)
     models = all_models(tasks, settings, seed)
     measured = measure(models, tasks, settings, seed)
     names = list(models)
     arms = table(measured.scores, tasks, names)
-    _add(arms, whole(measured.scores, [task.category for task in tasks], groups_of(tasks), settings.draws, seed))
+    _add(arms, whole(measured.scores, [task.category for task in tasks], groups, settings.draws, seed))
     _add(arms, redundant(measured, settings, seed))
     _add(arms, pools(measured, names, seed))
     _add(arms, clusters(measured))
     full = measured.scores.mean(1)
     cheap = measured.cheap.mean(1)
     arms["cheap tasks"] = {"spearman": float(spearman(cheap, full)), "texts": measured.texts}
-    groups = groups_of(tasks)
     kept = list(select_tasks(measured.cheap, groups, threshold=0.8).kept)
     arms["cheap tasks, selection"] = {"spearman": float(spearman(measured.cheap[:, kept].mean(1), full)), "kept": len(kept) / len(tasks)}
     if settings.published:
@@ -97,7 +98,7 @@ def _add(arms: Arms, more: Arms) -> None:
 
 def all_models(tasks: Sequence[Task], settings: MMTEBSettings, seed: int) -> dict[str, Encode]:
     """The classical embedders, fitted on the texts of the tasks, and the suite's."""
-    fitted = classical(tuple(dict.fromkeys(text for task in tasks for text in task.texts())), seed=seed, kinds=settings.kinds)
+    fitted = classical(texts_of(tasks), seed=seed, kinds=settings.kinds)
     return {**fitted, **(suite() if settings.suite else {})}
 
 
@@ -130,7 +131,7 @@ class Measured:
 
 def measure(models: Mapping[str, Encode], tasks: Sequence[Task], settings: MMTEBSettings, seed: int) -> Measured:
     """Let each model read everything once."""
-    collection, copied = near_copies(seed, settings.sizes, copies=settings.copies)
+    collection, copied = near_copies(tasks, seed, settings.sizes, copies=settings.copies)
     pool = scipy_retrieval(seed, settings.queries, settings.documents)
     pages = library_pages(seed + 1, settings.clustered)
     summaries, labels = [pair.query for pair in pages], [pair.library for pair in pages]
@@ -152,12 +153,10 @@ def measure(models: Mapping[str, Encode], tasks: Sequence[Task], settings: MMTEB
         for share, values in clustered.items():
             draws = 10 if share < 1 else 4  # the whole once would follow one start of k-means
             values.append(float(bootstrap_v_measure(vectors, labels, fraction=share, draws=draws, seed=seed).mean()))
-    all_texts = {text for task in tasks for text in task.texts()}
-    needed = {text for task in cheap for text in task.texts()}
     return Measured(
         scores=torch.tensor(rows["scores"], dtype=torch.float64),
         cheap=torch.tensor(rows["cheap"], dtype=torch.float64),
-        texts=len(needed) / len(all_texts),
+        texts=len(texts_of(cheap)) / len(texts_of(tasks)),
         copies=torch.tensor(rows["copies"], dtype=torch.float64),
         copied=copied,
         kinds=tuple(task.category for task in collection),
@@ -198,14 +197,13 @@ def table(scores: Tensor, tasks: Sequence[Task], names: Sequence[str]) -> Arms:
     """Each model's mean of every category, of the English and of the multilingual tasks, over tasks and over categories, and its Borda points."""
     kinds = [task.category for task in tasks]
     mean, by_type = mean_scores(scores, kinds)
-    points = borda(scores) / scores.shape[1]
+    points, by_kind = borda(scores) / scores.shape[1], type_means(scores, kinds)
     english = [i for i, task in enumerate(tasks) if task.languages == ("eng",)]
     other = [i for i in range(len(tasks)) if i not in english]
     arms: Arms = {}
     for i, name in enumerate(names):
-        of_kind = {kind: float(scores[i, [j for j, k in enumerate(kinds) if k == kind]].mean()) for kind in CATEGORIES}
         arms[name] = {
-            **of_kind,
+            **{kind: float(by_kind[kind][i]) for kind in CATEGORIES},
             "mean": float(mean[i]),
             "type mean": float(by_type[i]),
             "borda": float(points[i]),

@@ -161,7 +161,7 @@ SHOWN_MODELS = 10
 def podium() -> Explorer:
     """Three ways to one order, and what copies of one task do to each of them."""
     scores, models, names, kinds = shown()
-    plain = {way: _order(way, scores, kinds) for way in WAYS}
+    plain = {way: places(_values(way, scores, kinds)) for way in WAYS}
 
     def draw(figure: Figure, way: str, copied: str, copies: int) -> str:
         figure.set_layout_engine("none")
@@ -212,7 +212,3 @@ def _values(way: str, table: Tensor, kinds: tuple[str, ...]) -> Tensor:
     if way == "Borda":
         return borda(table) / table.shape[1]
     return mean_scores(table, kinds)[WAYS.index(way)]
-
-
-def _order(way: str, table: Tensor, kinds: tuple[str, ...]) -> Tensor:
-    return places(_values(way, table, kinds))

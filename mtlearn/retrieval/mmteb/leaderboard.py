@@ -17,9 +17,9 @@ import torch
 
 from mtlearn.lab.store import StoreError, default_folder, write_atomically
 from mtlearn.layers.embedding import Encode, embed
-from mtlearn.retrieval.mmteb.method import borda, mean_scores
+from mtlearn.retrieval.mmteb.method import borda, mean_scores, type_means
 from mtlearn.retrieval.mmteb.models import classical, suite
-from mtlearn.retrieval.mmteb.tasks import Task, evaluate
+from mtlearn.retrieval.mmteb.tasks import Task, evaluate, texts_of
 
 FORMAT = "mtlearn-mmteb-1"
 PROBES = ("Compute the singular value decomposition of a matrix.", "Sort an array along an axis.", "Vereinigtes Königreich")
@@ -99,7 +99,7 @@ def task_mark(task: Task) -> str:
 
 def peers(tasks: Sequence[Task], *, seed: int = 0) -> dict[str, Encode]:
     """The encoders that stand beside: three classical ones, fitted on the texts of the tasks, and the suite's."""
-    fitted = classical(tuple(dict.fromkeys(text for task in tasks for text in task.texts())), seed=seed)
+    fitted = classical(texts_of(tasks), seed=seed)
     return {**{name: fitted[name] for name in BESIDE}, **suite()}
 
 
@@ -114,8 +114,9 @@ def summary(scores: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) ->
     kinds = [task.category for task in tasks]
     mean, by_type = mean_scores(table, kinds)
     points = borda(table) / len(tasks) if len(table) > 1 else torch.zeros(1)
+    by_kind = type_means(table, kinds)
     rows: list[dict[str, Any]] = []
     for i, name in enumerate(scores):
-        of_kind = {kind: float(table[i, [j for j, other in enumerate(kinds) if other == kind]].mean()) for kind in dict.fromkeys(kinds)}
+        of_kind = {kind: float(values[i]) for kind, values in by_kind.items()}
         rows.append({"encoder": name, "mean": float(mean[i]), "type mean": float(by_type[i]), "borda": float(points[i]), "categories": of_kind})
     return sorted(rows, key=lambda row: -row["mean"])

@@ -307,12 +307,16 @@ def places(values: Tensor) -> Tensor:
     return torch.from_numpy(np.asarray(rankdata(-values.double().numpy(), method="min")))
 
 
-def mean_scores(scores: Tensor, types: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Mean over tasks (m,), and mean over the means of types (m,): the second does not let a type win by its number of tasks."""
+def type_means(scores: Tensor, types: Sequence[str]) -> dict[str, Tensor]:
+    """Mean (m,) over the tasks of each type, in the order in which types first occur. ValueError: not as many types as tasks."""
     if len(types) != scores.shape[1]:
         raise ValueError(f"{scores.shape[1]} tasks need as many types, got {len(types)}")
-    by_type = [scores[:, [i for i, kind in enumerate(types) if kind == name]].mean(1) for name in dict.fromkeys(types)]
-    return scores.mean(1), torch.stack(by_type, 1).mean(1)
+    return {name: scores[:, [i for i, kind in enumerate(types) if kind == name]].mean(1) for name in dict.fromkeys(types)}
+
+
+def mean_scores(scores: Tensor, types: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Mean over tasks (m,), and mean over the means of types (m,): the second does not let a type win by its number of tasks."""
+    return scores.mean(1), torch.stack(list(type_means(scores, types).values()), 1).mean(1)
 
 
 # smaller tasks

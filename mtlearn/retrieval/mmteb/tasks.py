@@ -478,6 +478,11 @@ CATEGORIES: Mapping[str, type[Task]] = {
 }  # fmt: skip
 
 
+def texts_of(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """Every text of some tasks, each once."""
+    return tuple(dict.fromkeys(text for task in tasks for text in task.texts()))
+
+
 def check_names(tasks: Sequence[Task]) -> None:
     """Raise ValueError where there is no task, or two have one name."""
     names = [task.name for task in tasks]
@@ -497,7 +502,7 @@ def evaluate(
     """The main score of each task, in the order of the tasks.
 
     Args:
-        encode: a list of texts to (n, d) numbers.
+        encode: a list of texts to (n, d) numbers; one that is :class:`Cached` keeps what it reads for the next call.
         tasks: of different names.
         done: scores that are known already; those tasks are not run.
         on_score: called with name and score when a task is done, so that nothing is lost where a later one fails.
@@ -507,7 +512,7 @@ def evaluate(
         EncoderError: the encoder gave something that is no vector a text; the message names the task and the text.
     """
     check_names(tasks)
-    known, cached = dict(done or {}), Cached(encode)
+    known, cached = dict(done or {}), encode if isinstance(encode, Cached) else Cached(encode)
     found: dict[str, float] = {}
     for task in tasks:
         if task.name not in known:

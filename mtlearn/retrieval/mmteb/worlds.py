@@ -1,7 +1,7 @@
 """A small benchmark of all ten categories whose texts need no download: docstrings of five libraries, and names in twenty-one languages.
 
     tasks = benchmark(seed=0)                     # about sixty tasks; another seed draws other pages, pairs and examples
-    collection, copies = near_copies(seed=0)      # thirty samples of one task and eight others: a collection with much too much of one thing
+    collection, copies = near_copies(tasks, seed=0)    # thirty samples of one task and eight others: a collection with much too much of one thing
     task = scipy_retrieval(seed=0, queries=150, documents=1000)    # one task on a whole corpus, for pools of hard negatives
     judged = real_tasks()                         # Cranfield, SICK, STS and MSR, where their files are
 
@@ -11,8 +11,10 @@ themselves, from their See Also links, from modules and from names, and each tas
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -170,7 +172,7 @@ def _retrieval(seed: int, sizes: Sizes) -> list[Task]:
     return tasks
 
 
-def find(name: str, pairs: Sequence[DocstringPair], asked: str, answer: str, **also: str) -> Retrieval:
+def find(name: str, pairs: Sequence[DocstringPair], asked: str, answer: str) -> Retrieval:
     """Retrieval between two fields of pages: page i answers query i."""
     return Retrieval(
         name=name,
@@ -204,12 +206,13 @@ def _reranking(seed: int, sizes: Sizes, count: int = 20) -> list[Task]:
     return tasks
 
 
-def _twins() -> list[tuple[DocstringPair, DocstringPair]]:
+@cache
+def _twins() -> tuple[tuple[DocstringPair, DocstringPair], ...]:
     """Pages of one function in both libraries, by its name."""
     first, second = (
         {pair.page.name.rpartition(".")[2]: pair for pair in docstring_pairs((library,), query=(2, 40), document=10)} for library in TWINS
     )
-    return [(first[name], second[name]) for name in sorted(first.keys() & second.keys())]
+    return tuple((first[name], second[name]) for name in sorted(first.keys() & second.keys()))
 
 
 def _instructions(seed: int, sizes: Sizes) -> list[Task]:
@@ -233,13 +236,13 @@ def _instructions(seed: int, sizes: Sizes) -> list[Task]:
 
 def _labelled(name: str, about: str, rows: list[tuple[str, str]], most: int, test: int, draw: Draw, **also: object) -> Classification:
     """A classification among the ``most`` labels with the most texts, half of the texts of each for training."""
-    count: dict[str, int] = {}
-    for _, label in rows:
-        count[label] = count.get(label, 0) + 1
-    common = sorted(count, key=lambda label: (-count[label], label))[:most]
+    common = _most_common([label for _, label in rows], most)
     rows = [rows[i] for i in torch.randperm(len(rows), generator=draw).tolist() if rows[i][1] in common]
-    half = [sum(1 for other in rows[:i] if other[1] == label) % 2 for i, (_, label) in enumerate(rows)]
-    parts = [[row for row, side in zip(rows, half, strict=True) if side == which] for which in (0, 1)]
+    seen: Counter[str] = Counter()
+    parts: tuple[list[tuple[str, str]], list[tuple[str, str]]] = ([], [])
+    for row in rows:
+        parts[seen[row[1]] % 2].append(row)
+        seen[row[1]] += 1
     train, asked = parts[0], parts[1][:test]
     return Classification(
         name=name,
@@ -250,6 +253,12 @@ def _labelled(name: str, about: str, rows: list[tuple[str, str]], most: int, tes
         test_labels=tuple(label for _, label in asked),
         **also,  # type: ignore[arg-type]
     )
+
+
+def _most_common(labels: Sequence[str], most: int) -> list[str]:
+    """The ``most`` most frequent labels, ties in the order of the alphabet."""
+    count = Counter(labels)
+    return sorted(count, key=lambda label: (-count[label], label))[:most]
 
 
 def _classification(seed: int, sizes: Sizes) -> list[Task]:
@@ -309,10 +318,8 @@ def _clustering(seed: int, sizes: Sizes) -> list[Task]:
     tasks: list[Task] = []
     for library, field in (("scipy", "summary"), ("scipy", "body"), ("sklearn", "summary"), ("networkx", "body")):
         pairs = _drawn(library, 2 * sizes.pages, stream(seed, "mmteb", library, field, "clusters"), field)
-        count: dict[str, int] = {}
-        for pair in pairs:
-            count[pair.page.topic] = count.get(pair.page.topic, 0) + 1
-        kept = [pair for pair in pairs if pair.page.topic in sorted(count, key=lambda topic: (-count[topic], topic))[:8]]
+        common = _most_common([pair.page.topic for pair in pairs], 8)
+        kept = [pair for pair in pairs if pair.page.topic in common]
         tasks.append(
             Clustering(
                 name=f"{library}: modules of {field}",
@@ -358,11 +365,12 @@ def library_pages(seed: int, count: int) -> list[DocstringPair]:
     return [pair for library in LIBRARIES for pair in _drawn(library, count, stream(seed, "mmteb", library, "libraries"), "summary")]
 
 
-def _linked(library: str) -> list[tuple[DocstringPair, DocstringPair]]:
+@cache
+def _linked(library: str) -> tuple[tuple[DocstringPair, DocstringPair], ...]:
     """Pages of one library one of which names the other under See Also."""
     known = {pair.page.name: pair for pair in docstring_pairs((library,))}
     found = {tuple(sorted((name, link))) for name, pair in known.items() for link in pair.page.links if link in known}
-    return [(known[one], known[other]) for one, other in sorted(found)]
+    return tuple((known[one], known[other]) for one, other in sorted(found))
 
 
 def _pairs(seed: int, sizes: Sizes) -> list[Task]:
@@ -523,15 +531,15 @@ def real_tasks() -> tuple[Task, ...]:
 # collections for single questions
 
 
-def near_copies(seed: int, sizes: Sizes | None = None, *, copies: int = 30) -> tuple[tuple[Task, ...], int]:
-    """A collection with ``copies`` samples of one task before eight tasks of other categories; and the number of copies."""
+def near_copies(tasks: Sequence[Task], seed: int, sizes: Sizes | None = None, *, copies: int = 30) -> tuple[tuple[Task, ...], int]:
+    """A collection with ``copies`` samples of one task before the first of ``tasks`` of eight other categories; and the number of copies."""
     sizes = sizes or Sizes()
     same: list[Task] = [
         find(f"copy {i + 1}", _drawn("scipy", sizes.pages, stream(seed, "mmteb", "copy", i), "summary", "parameters"), "summary", "parameters")
         for i in range(copies)
     ]
     others: dict[str, Task] = {}
-    for task in benchmark(seed, sizes):
+    for task in tasks:
         if task.category != "Retrieval" and len(others) < 8:
             others.setdefault(task.category, task)
     return (*same, *others.values()), copies
